@@ -1,0 +1,214 @@
+"""Backends: where arrays live and how a training step runs there.
+
+A backend is a small value: a namespace, a device, the way in and out, and its engines. It adds nothing that the Array
+API has already. Backends are found by name through the entry-point group `xbp.backends`, so that xbp imports none of
+them and a third party's is found exactly as ours are. There is no current backend: whoever chose one passes it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, ClassVar
+
+import array_api_compat
+import numpy as np
+
+from .errors import BackendUnavailable, DTypeError, UnknownBackend, unknown_name_text
+from .typing import Array, Device, DType, Namespace
+
+__all__ = ["GROUP", "Backend", "BackendInfo", "Transfers", "available_backends", "get_backend", "register_backend"]
+
+GROUP = "xbp.backends"
+AUTO = ("cupy", "numpy")  # what "auto" tries, in this order
+
+Factory = Callable[[str | None], "Backend"]
+
+
+@dataclass
+class Transfers:
+    """Copies between host and device since the backend was made: how many, and how many bytes, each way."""
+
+    to_device: int = 0
+    to_device_bytes: int = 0
+    to_host: int = 0
+    to_host_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One line of `available_backends()`. `reason` says why a backend is not available, and how to get it."""
+
+    name: str
+    available: bool
+    reason: str = ""
+    device: str = ""
+    engines: tuple[str, ...] = ()
+    version: str = ""
+
+
+class Backend:
+    """The base of every backend; complete as it stands for any Array API library on one device.
+
+    A plug-in makes one from its namespace and overrides only what its library does differently:
+
+        def backend(device=None):
+            import mylib
+            return Backend("mylib", mylib, device=device)
+
+    name      what `get_backend` finds it by
+    xp        the namespace that kernels compute with; may replace functions, such as `matmul`, by its own
+    device    passed to every creation function; None is the library's default
+    engines   ways to run a step, best first; "eager" is written once in xbp and works everywhere
+    """
+
+    engines: ClassVar[tuple[str, ...]] = ("eager",)
+    on_host: ClassVar[bool] = False  # True where the library's arrays are NumPy's own: nothing is ever transferred
+
+    def __init__(self, name: str, xp: Namespace, device: Device = None, version: str = "") -> None:
+        self.name = name
+        self.xp = xp
+        self.device = device
+        self.version = version
+        self.transfers = Transfers()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, device={str(self.device)!r})"
+
+    def dtype(self, name: str) -> DType:
+        """The library's dtype of that name; raises `DTypeError` where the device does not have it."""
+        dtype = getattr(self.xp, name, None)
+        if dtype is None:
+            raise DTypeError(f"Backend {self.name!r} has no dtype {name!r}.")
+        return dtype
+
+    def asarray(self, host: Any, dtype: str | None = None) -> Array:
+        """Host data (anything NumPy reads) as an array of this backend, counted in `transfers`; always a copy."""
+        a = np.asarray(host)
+        if dtype is not None:
+            a = a.astype(dtype, copy=False)
+        if not self.on_host:
+            self.transfers.to_device += 1
+            self.transfers.to_device_bytes += a.nbytes
+        return self.xp.asarray(a, dtype=self.dtype(a.dtype.name), device=self.device, copy=True)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """An array of this backend as a NumPy array, counted in `transfers`; waits for the device."""
+        if self.on_host:
+            return np.asarray(array)
+        a = self._download(array)
+        self.transfers.to_host += 1
+        self.transfers.to_host_bytes += a.nbytes
+        return a
+
+    def _download(self, array: Array) -> np.ndarray:
+        return np.asarray(array)
+
+    def owns(self, value: object) -> bool:
+        """Whether `value` is an array of this backend's library."""
+        return array_api_compat.is_array_api_obj(value) and self.library_of(value) == self.library_of(
+            self.xp.zeros((), dtype=self.xp.int32, device=self.device)
+        )
+
+    @staticmethod
+    def library_of(value: object) -> str:
+        """The name of the array library that `value` belongs to, "" where it is no array."""
+        if not array_api_compat.is_array_api_obj(value):
+            return ""
+        name: str = array_api_compat.array_namespace(value).__name__
+        return name.removeprefix("array_api_compat.").split(".")[0]
+
+    def synchronize(self) -> None:
+        """Wait until every queued operation has finished (needed before a clock is read)."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of device memory: {"used": ..., "total": ...}, as far as the library tells."""
+        return {}
+
+    def compile(self, program: Any, engine: str) -> Any:
+        """A Runner for `program` on `engine`. The base knows no engine besides `eager`, which needs no compiling."""
+        raise BackendUnavailable(
+            f"Backend {self.name!r} has no engine {engine!r}. It has: {', '.join(self.engines)}; "
+            'engine="auto" takes the best of them.'
+        )
+
+
+_registered: dict[str, Factory] = {}
+
+
+def register_backend(name: str, factory: Factory) -> None:
+    """Make `factory(device)` known under `name` in this process. Packages use the entry point `xbp.backends` instead."""
+    _registered[name] = factory
+
+
+def _factories() -> dict[str, Callable[[], Factory]]:
+    """A loader for each known name; nothing is imported before the loader is called."""
+    found: dict[str, Callable[[], Factory]] = {e.name: e.load for e in metadata.entry_points(group=GROUP)}
+    found.update({name: (lambda f=factory: f) for name, factory in _registered.items()})  # type: ignore[misc]
+    return found
+
+
+def get_backend(name: str | Backend = "auto", device: str | None = None) -> Backend:
+    """The backend of that name, ready to compute.
+
+    name      "auto" (CuPy when a CUDA device answers, else NumPy), a registered name, a name with a device
+              ("cupy:1", "torch:cuda"), or a Backend, which is returned as it is
+    device    the device in the library's own words; None is its default
+
+    Raises `BackendUnavailable` with the reason and what to install where a backend asked for by name cannot run.
+    """
+    if isinstance(name, Backend):
+        return name
+    if not isinstance(name, str):
+        raise DTypeError(f"backend= takes a name or a Backend, not {type(name).__name__} ({name!r}).")
+    if name == "auto":
+        return _first_available(AUTO, device)
+    base, _, suffix = name.partition(":")
+    if suffix and device is not None and suffix != device:
+        raise BackendUnavailable(f"Backend {name!r} names a device, and device={device!r} another. Give one of them.")
+    loaders = _factories()
+    if base not in loaders:
+        raise UnknownBackend(unknown_name_text("backend", base, [*loaders, "auto"]))
+    return _make(base, loaders[base], suffix or device)
+
+
+def _first_available(names: Iterable[str], device: str | None) -> Backend:
+    loaders, reasons = _factories(), []
+    for name in names:
+        try:
+            return _make(name, loaders[name], device)
+        except KeyError:
+            reasons.append(f"{name}: not registered (is xbp installed, so that its entry points exist?)")
+        except BackendUnavailable as error:
+            reasons.append(f"{name}: {error}")
+    raise BackendUnavailable("No backend can run here. " + " ".join(reasons))
+
+
+def _make(name: str, load: Callable[[], Factory], device: str | None) -> Backend:
+    try:
+        backend = load()(device)
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # a plug-in may fail in any way; the user needs its name and its reason
+        raise BackendUnavailable(f"Backend {name!r} failed to start: {type(error).__name__}: {error}") from error
+    if not isinstance(backend, Backend):
+        raise BackendUnavailable(
+            f"The entry point of backend {name!r} returned a {type(backend).__name__}, not an xbp.backend.Backend."
+        )
+    return backend
+
+
+def available_backends() -> list[BackendInfo]:
+    """Every registered backend, whether it can run here, and if not, why. Imports each of their libraries."""
+    infos = []
+    for name, load in sorted(_factories().items()):
+        try:
+            b = _make(name, load, None)
+        except BackendUnavailable as error:
+            infos.append(BackendInfo(name, available=False, reason=str(error)))
+        else:
+            infos.append(
+                BackendInfo(name, available=True, device=str(b.device), engines=tuple(b.engines), version=b.version)
+            )
+    return infos

@@ -1,0 +1,343 @@
+"""Named arrays and a JSON header in one file that a crash cannot spoil.
+
+The truth is one safetensors file: the arrays, and the header as text in its metadata. Beside it stands the same header
+with a table of the arrays as `<name>.json`, written for people and never read back. A save that fails, for a full disk,
+a kill or a bad header, leaves the file of before as it was. Nothing here is pickled, so opening a file runs no code.
+
+Format, version 1. The metadata entry "xbp" is the JSON object {"version": 1, "names": [...], "header": {...}}; `names`
+keeps the order of the arrays, which the file itself sorts by item size so that each stays aligned. JSON has no
+NaN and no infinity: such a float becomes {"$float": "nan"}, "inf", "-inf", or "nan:<16 hex digits>" for a NaN with other
+bits than the usual ones, so floats come back bit for bit. A key that starts with "$" gets a second one. Tuples return
+as lists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from .errors import CheckpointError
+
+__all__ = ["JSON", "VERSION", "check_writable", "read", "read_header", "sidecar", "write"]
+
+JSON: TypeAlias = Any
+"""None, bool, int, float, str, and lists and dicts of these with str keys."""
+
+VERSION = 1
+
+_KEY = "xbp"
+_HEADER_LIMIT = 100_000_000  # bytes; readers of safetensors refuse more
+_DTYPES = {
+    "bool": "BOOL", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "uint8": "U8", "uint16": "U16",
+    "uint32": "U32", "uint64": "U64", "float16": "F16", "float32": "F32", "float64": "F64",
+}  # fmt: skip
+
+
+def sidecar(path: str | os.PathLike[str]) -> Path:
+    """Where the readable copy of the header stands: the whole name and ".json", so it replaces nobody's `model.json`."""
+    path = Path(path)
+    return path.with_name(path.name + ".json")
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `CheckpointError` where `write` is bound to fail: worth a call before hours of training, not after."""
+    _target(Path(path))
+    _target(sidecar(path))
+
+
+def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], header: Mapping[str, JSON]) -> None:
+    """Save `arrays` and `header` at `path`, whole or not at all.
+
+    Both files are written and brought to the disk under other names before the first one is moved into place. Besides
+    the arrays themselves, memory holds at most a copy of one, where its layout or byte order is not that of the file.
+    The folder has to exist: a misspelt one shall be noticed, not created.
+    """
+    path = Path(path)
+    tensors = {name: _checked(path, name, array) for name, array in arrays.items()}
+    try:
+        plain = _encode(header, "header")
+        text = json.dumps({"version": VERSION, "names": list(tensors), "header": plain}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"Cannot save {str(path)!r}: {error}. Nothing was written.") from error
+    index, order = _index(path, tensors, text)
+    table = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in tensors.items()}
+    people = _pretty({"version": VERSION, "header": plain, "tensors": table}) + "\n"
+
+    with _replacing(path) as truth, _replacing(sidecar(path)) as readable:
+        readable.write(people.encode("utf-8", "backslashreplace"))
+        truth.write(index)
+        for name in order:
+            a = np.asarray(tensors[name], dtype=tensors[name].dtype.newbyteorder("<"), order="C")
+            truth.write(a.reshape(-1).view(np.uint8).data)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays, in the order in which they were saved, and the header."""
+    path = Path(path)
+    with _opened(path) as file:
+        names, header = _envelope(path, file)
+        return {name: file.get_tensor(name) for name in names}, header
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The header alone, without reading the arrays."""
+    path = Path(path)
+    with _opened(path) as file:
+        return _envelope(path, file)[1]
+
+
+# ---- writing
+
+
+def _checked(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    """The array, if the format can hold it under this name."""
+    where = f"Cannot save {str(path)!r}: array {name!r}"
+    if not isinstance(name, str) or name == "__metadata__" or not _is_unicode(name):
+        raise CheckpointError(f"{where} has a name that the format cannot hold. Use a plain string.")
+    if not isinstance(array, np.ndarray | np.generic):
+        raise CheckpointError(f"{where} is a {type(array).__name__}, not a NumPy array. Bring it to the host first.")
+    if array.dtype.name not in _DTYPES:
+        raise CheckpointError(
+            f"{where} has dtype {array.dtype}, which the format cannot hold. It takes {', '.join(_DTYPES)}."
+        )
+    return np.asarray(array)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as in a file name of unknown encoding
+        return False
+    return True
+
+
+def _index(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> tuple[bytes, list[str]]:
+    """What stands in front of the arrays: its own length, and where each array lies; and their order in the file.
+
+    The library's writer is not used: it reports a full disk without its error number, makes the file private to the
+    owner, leaves a temporary file of its own behind, and reads past strides.
+    """
+    order = sorted(tensors, key=lambda name: -tensors[name].itemsize)
+    index: dict[str, Any] = {"__metadata__": {_KEY: text}}
+    end = 0
+    for name in order:
+        a = tensors[name]
+        start, end = end, end + a.nbytes
+        index[name] = {"dtype": _DTYPES[a.dtype.name], "shape": list(a.shape), "data_offsets": [start, end]}
+    data = json.dumps(index, separators=(",", ":")).encode()
+    data += b" " * (-len(data) % 8)
+    if len(data) > _HEADER_LIMIT:
+        raise CheckpointError(
+            f"Cannot save {str(path)!r}: names and header take {len(data):,} bytes, and the format allows "
+            f"{_HEADER_LIMIT:,}. Put large lists of numbers into arrays. Nothing was written."
+        )
+    return struct.pack("<Q", len(data)) + data, order
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    target = _target(path)
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.tmp")
+    try:
+        with _created(temporary, like=target) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except BaseException as error:  # Ctrl-C too must leave no half file behind
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, CheckpointError) or not isinstance(error, OSError):
+            raise
+        kept = " What was there before is unchanged." if target.exists() else ""
+        raise CheckpointError(f"Cannot write {str(path)!r}: {error.strerror or error}.{kept}") from error
+
+
+def _created(temporary: Path, like: Path) -> BinaryIO:
+    """A new file with the permissions of the one it will replace, or those that any new file gets."""
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with contextlib.suppress(OSError):  # no file to be like, or a file system without permissions
+        os.chmod(temporary, stat.S_IMODE(like.stat().st_mode) & 0o777)
+    return os.fdopen(fd, "wb")
+
+
+def _target(path: Path) -> Path:
+    """The file behind links, if a new one may take its place. A link stays a link to what it pointed to."""
+    target, why = Path(os.path.realpath(path)), ""
+    if not target.parent.is_dir():
+        why = f"folder {str(target.parent)!r} does not exist. Create it first, or correct the path"
+    elif target.is_symlink():
+        why = "it is a link that points to itself. Remove it, or correct the path"
+    elif target.is_dir():
+        why = "it is a folder. Add a file name, such as 'model.safetensors'"
+    elif target.exists() and not target.is_file():
+        why = "it is a device or a pipe. Name an ordinary file"
+    elif target.exists() and not os.access(target, os.W_OK):
+        why = "the file is read-only. Make it writable, or choose another name"
+    elif not os.access(target.parent, os.W_OK | os.X_OK):
+        why = f"folder {str(target.parent)!r} is read-only. Choose another"
+    if why:
+        raise CheckpointError(f"Cannot write {str(path)!r}: {why}.")
+    return target
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name to the disk too, where the system lets a folder be synchronised."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(fd)
+
+
+# ---- reading
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        if path.is_dir():
+            raise CheckpointError(f"Cannot read {str(path)!r}: it is a folder. Name the file inside it.")
+        with safe_open(path, framework="np") as file:
+            yield file
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        near = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+        here = f" That folder has: {', '.join(sorted(near)[:10])}." if near else ""
+        raise CheckpointError(f"Cannot read {str(path)!r}: there is no such file.{here}") from error
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from error
+    except Exception as error:  # SafetensorError, and TypeError or AttributeError for dtypes NumPy lacks
+        raise CheckpointError(f"Cannot read {str(path)!r}: {_why_broken(path, error)}") from error
+
+
+def _why_broken(path: Path, error: Exception) -> str:
+    """What is wrong with the file, in words; the library's own where nothing better is known."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(9)
+        length = int.from_bytes(first[:8], "little")
+        if size < 8:
+            return f"it has {size} bytes and is not a safetensors file. Was its copy or download interrupted?"
+        if length > _HEADER_LIMIT or first[8:] not in (b"{", b""):
+            return "it is not a safetensors file. Models of xbp are saved with Network.save or Trainer.save."
+        if size < 8 + length:
+            return _cut_off(8 + length, size)
+        file.seek(8)
+        text = file.read(length)
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
+        tensors = [spec for name, spec in json.loads(text).items() if name != "__metadata__"]
+        whole = 8 + length + max((spec["data_offsets"][1] for spec in tensors), default=0)
+        if size < whole:
+            return _cut_off(whole, size)
+        if size > whole:
+            return f"{size - whole:,} bytes follow behind its end. Something was appended to it; save it again."
+    detail = error if isinstance(error, SafetensorError) else f"{type(error).__name__}: {error}"
+    return f"it is damaged, or holds what NumPy cannot ({detail}). Take an undamaged copy."
+
+
+def _cut_off(whole: int, size: int) -> str:
+    return f"it is cut off: {whole:,} bytes are announced, {size:,} are there. Was its copy or download interrupted?"
+
+
+def _envelope(path: Path, file: Any) -> tuple[list[str], dict[str, Any]]:
+    text = (file.metadata() or {}).get(_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"Cannot read {str(path)!r}: it is a safetensors file, but not one of xbp (no {_KEY!r} in its metadata). "
+            "Arrays of other programs go in with safetensors.numpy.load_file and Network.load_params."
+        )
+    try:
+        envelope = json.loads(text)
+        version = envelope["version"]
+        if isinstance(version, int) and version > VERSION:
+            raise CheckpointError(
+                f"Cannot read {str(path)!r}: it has format version {version}, written by a newer xbp; this one reads "
+                f"up to {VERSION}. Update xbp."
+            )
+        names, header = envelope["names"], _decode(envelope["header"])
+        if sorted(names) != sorted(file.keys()) or not isinstance(header, dict):
+            raise ValueError("the names in it are not those of the arrays")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(
+            f"Cannot read {str(path)!r}: its header is damaged ({type(error).__name__}: {error}). Take an undamaged copy."
+        ) from error
+    return names, header
+
+
+# ---- JSON
+
+
+def _encode(value: JSON, where: str) -> JSON:
+    """`value` in plain JSON; `where` names the spot for the error."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": _special(value)}
+    if isinstance(value, list | tuple):
+        return [_encode(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r} ({type(key).__name__}); keys must be strings")
+        return {f"${k}" if k.startswith("$") else k: _encode(v, f"{where}[{k!r}]") for k, v in value.items()}
+    raise TypeError(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a header takes None, bool, int, float, str, "
+        "lists and dicts (use float(...) or .tolist() for NumPy values)"
+    )
+
+
+def _decode(value: JSON) -> JSON:
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"$float"}:
+        name, _, bits = value["$float"].partition(":")
+        return struct.unpack(">d", bytes.fromhex(bits))[0] if bits else float(name)
+    return {k[1:] if k.startswith("$") else k: _decode(v) for k, v in value.items()}
+
+
+def _special(value: float) -> str:
+    """The text of a float that JSON lacks; other NaN than Python's own are told apart by their bits."""
+    bits = struct.pack(">d", value).hex()
+    return f"nan:{bits}" if math.isnan(value) and bits != struct.pack(">d", math.nan).hex() else str(float(value))
+
+
+def _pretty(value: JSON, indent: str = "") -> str:
+    """JSON text with what fits on a line on one line, and long lists of numbers in full lines: for reading."""
+    line = json.dumps(value, ensure_ascii=False)
+    if len(indent) + len(line) <= 100 or not isinstance(value, dict | list):
+        return line
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(k, ensure_ascii=False)}: {_pretty(v, deeper)}" for k, v in value.items()]
+    else:
+        parts = [_pretty(v, deeper) for v in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    lines = [""]
+    for part in parts:
+        if lines[-1] and (isinstance(value, dict) or "\n" in part or len(deeper) + len(lines[-1]) + len(part) > 98):
+            lines.append("")
+        lines[-1] += f" {part}," if lines[-1] else f"{part},"
+    return f"{opening}\n{deeper}" + f"\n{deeper}".join(lines)[:-1] + f"\n{indent}{closing}"
