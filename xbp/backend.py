@@ -8,8 +8,10 @@ them and a third party's is found exactly as ours are. There is no current backe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib import metadata
+from functools import cached_property
+from importlib import import_module, metadata
 from typing import Any, ClassVar
 
 import array_api_compat
@@ -18,10 +20,25 @@ import numpy as np
 from .errors import BackendUnavailable, DTypeError, UnknownBackend, unknown_name_text
 from .typing import Array, Device, DType, Namespace
 
-__all__ = ["GROUP", "Backend", "BackendInfo", "Transfers", "available_backends", "get_backend", "register_backend"]
+__all__ = [
+    "GROUP",
+    "Backend",
+    "BackendInfo",
+    "Transfers",
+    "available_backends",
+    "get_backend",
+    "load_library",
+    "register_backend",
+]
 
 GROUP = "xbp.backends"
 AUTO = ("cupy", "numpy")  # what "auto" tries, in this order
+
+# The standard's dtypes by name. A library's own answer to "which of them has this device" is taken for the 64-bit
+# ones; the half-precision ones are outside the standard and are taken where a library has them.
+WIDE = frozenset({"float64", "int64", "uint64", "complex128"})
+NARROW = frozenset({"bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "complex64"})
+HALF = frozenset({"float16", "bfloat16"})
 
 Factory = Callable[[str | None], "Backend"]
 
@@ -78,38 +95,68 @@ class Backend:
 
     def dtype(self, name: str) -> DType:
         """The library's dtype of that name; raises `DTypeError` where the device does not have it."""
-        dtype = getattr(self.xp, name, None)
-        if dtype is None:
-            raise DTypeError(f"Backend {self.name!r} has no dtype {name!r}.")
+        dtype = getattr(self.xp, name, None) if name in WIDE | NARROW | HALF else None
+        if dtype is None or (name in WIDE and not self._inspected(name)):
+            where = "" if self.device is None else f" on device {str(self.device)!r}"
+            raise DTypeError(f"Backend {self.name!r} has no dtype {name!r}{where}.")
         return dtype
+
+    def _inspected(self, name: str) -> bool:
+        """Whether the device has that dtype, by the standard's inspection where the library implements it."""
+        inspect = getattr(self.xp, "__array_namespace_info__", None)
+        return inspect is None or name in inspect().dtypes(device=self.device)
 
     def asarray(self, host: Any, dtype: str | None = None) -> Array:
         """Host data (anything NumPy reads) as an array of this backend, counted in `transfers`; always a copy."""
-        a = np.asarray(host)
+        a = self._read(host)
         if dtype is not None:
             a = a.astype(dtype, copy=False)
+        self.dtype(a.dtype.name)
         if not self.on_host:
             self.transfers.to_device += 1
             self.transfers.to_device_bytes += a.nbytes
+        return self._upload(a)
+
+    def _read(self, host: Any) -> np.ndarray:
+        """Host data as NumPy sees it, in this machine's byte order."""
+        try:
+            a = np.asarray(host)
+        except Exception as error:  # each library refuses NumPy in its own way
+            raise DTypeError(
+                f"Backend {self.name!r} reads host data: NumPy arrays, lists, numbers; {type(host).__module__}."
+                f"{type(host).__name__} is none of them ({error}). Give arrays of another library to the backend of "
+                "that library (backend=...), or copy them to the host first."
+            ) from error
+        if a.dtype.kind not in "biufcV":
+            raise DTypeError(
+                f"Backend {self.name!r} cannot compute with host data of dtype {a.dtype}. Give numbers or booleans; "
+                "code text and dates as numbers first."
+            )
+        return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
+
+    def _upload(self, a: np.ndarray) -> Array:
+        """`a` on the device; shares no memory with it."""
         return self.xp.asarray(a, dtype=self.dtype(a.dtype.name), device=self.device, copy=True)
 
     def to_host(self, array: Array) -> np.ndarray:
-        """An array of this backend as a NumPy array, counted in `transfers`; waits for the device."""
-        if self.on_host:
-            return np.asarray(array)
+        """An array of this backend as a NumPy array of its own, counted in `transfers`; waits for the device."""
         a = self._download(array)
-        self.transfers.to_host += 1
-        self.transfers.to_host_bytes += a.nbytes
+        if not self.on_host:
+            self.transfers.to_host += 1
+            self.transfers.to_host_bytes += a.nbytes
         return a
 
     def _download(self, array: Array) -> np.ndarray:
-        return np.asarray(array)
+        """`array` on the host; shares no memory with it."""
+        return np.array(array)
 
     def owns(self, value: object) -> bool:
         """Whether `value` is an array of this backend's library."""
-        return array_api_compat.is_array_api_obj(value) and self.library_of(value) == self.library_of(
-            self.xp.zeros((), dtype=self.xp.int32, device=self.device)
-        )
+        return self.library_of(value) == self._library
+
+    @cached_property
+    def _library(self) -> str:
+        return self.library_of(self.xp.zeros((), dtype=self.xp.int32, device=self.device))
 
     @staticmethod
     def library_of(value: object) -> str:
@@ -118,6 +165,10 @@ class Backend:
             return ""
         name: str = array_api_compat.array_namespace(value).__name__
         return name.removeprefix("array_api_compat.").split(".")[0]
+
+    def active(self) -> AbstractContextManager[object]:
+        """The context to compute in. Only a library that keeps a current device a thread, as CuPy does, needs it."""
+        return nullcontext()
 
     def synchronize(self) -> None:
         """Wait until every queued operation has finished (needed before a clock is read)."""
@@ -132,6 +183,17 @@ class Backend:
             f"Backend {self.name!r} has no engine {engine!r}. It has: {', '.join(self.engines)}; "
             'engine="auto" takes the best of them.'
         )
+
+
+def load_library(module: str, backend: str, install: str) -> Any:
+    """The array library of a backend, imported now; `BackendUnavailable` says why it cannot be, and what to install."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        root = module.partition(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == root
+        reason = f"{root} is not installed" if missing else f"importing {module} failed: {error}"
+        raise BackendUnavailable(f"Backend {backend!r} cannot run: {reason}. Install it with: {install}") from error
 
 
 _registered: dict[str, Factory] = {}

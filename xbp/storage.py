@@ -75,7 +75,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], header
     table = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in tensors.items()}
     people = _pretty({"version": VERSION, "header": plain, "tensors": table}) + "\n"
 
-    with _replacing(path) as truth, _replacing(sidecar(path)) as readable:
+    with _replacing(sidecar(path), path) as (readable, truth):
         readable.write(people.encode("utf-8", "backslashreplace"))
         truth.write(index)
         for name in order:
@@ -147,52 +147,76 @@ def _index(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> tuple[by
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    target = _target(path)
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.tmp")
+def _replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
+    """Files that take the places of `paths`, in this order, when the block ends well, and vanish when it does not."""
+    targets = [_target(path) for path in paths]
+    temporaries = [t.with_name(f".{t.name[:40]}.{secrets.token_hex(6)}.tmp") for t in targets]
+    replaced = False
     try:
-        with _created(temporary, like=target) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
-    except BaseException as error:  # Ctrl-C too must leave no half file behind
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, CheckpointError) or not isinstance(error, OSError):
+        with contextlib.ExitStack() as stack:
+            files = [
+                stack.enter_context(_created(new, like=old)) for new, old in zip(temporaries, targets, strict=True)
+            ]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for new, old in zip(temporaries, targets, strict=True):
+            os.replace(new, old)
+        replaced = True
+        _sync_folder(targets[-1].parent)
+    except OSError as error:
+        if isinstance(error, CheckpointError):
             raise
-        kept = " What was there before is unchanged." if target.exists() else ""
-        raise CheckpointError(f"Cannot write {str(path)!r}: {error.strerror or error}.{kept}") from error
+        kept = "" if replaced or not targets[-1].exists() else " What was saved there before is unchanged."
+        raise CheckpointError(f"Cannot write {str(paths[-1])!r}: {error.strerror or error}.{kept}") from error
+    finally:  # after Ctrl-C too
+        for new in temporaries:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
 
 
-def _created(temporary: Path, like: Path) -> BinaryIO:
-    """A new file with the permissions of the one it will replace, or those that any new file gets."""
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with contextlib.suppress(OSError):  # no file to be like, or a file system without permissions
-        os.chmod(temporary, stat.S_IMODE(like.stat().st_mode) & 0o777)
+def _created(new: Path, like: Path) -> BinaryIO:
+    """A new file with the permissions of the one that it will replace, or else those that any new file gets."""
+    try:
+        mode = stat.S_IMODE(like.stat().st_mode) & 0o777
+    except FileNotFoundError:
+        mode = None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    fd = os.open(new, flags, 0o666 if mode is None else 0o600)
+    if mode is not None:
+        with contextlib.suppress(OSError):  # a file system without permissions
+            os.chmod(new, mode)
     return os.fdopen(fd, "wb")
 
 
 def _target(path: Path) -> Path:
     """The file behind links, if a new one may take its place. A link stays a link to what it pointed to."""
-    target, why = Path(os.path.realpath(path)), ""
-    if not target.parent.is_dir():
-        why = f"folder {str(target.parent)!r} does not exist. Create it first, or correct the path"
-    elif target.is_symlink():
-        why = "it is a link that points to itself. Remove it, or correct the path"
-    elif target.is_dir():
-        why = "it is a folder. Add a file name, such as 'model.safetensors'"
-    elif target.exists() and not target.is_file():
-        why = "it is a device or a pipe. Name an ordinary file"
-    elif target.exists() and not os.access(target, os.W_OK):
-        why = "the file is read-only. Make it writable, or choose another name"
-    elif not os.access(target.parent, os.W_OK | os.X_OK):
-        why = f"folder {str(target.parent)!r} is read-only. Choose another"
+    target = Path(os.path.realpath(path))
+    try:
+        why = _why_not(target)
+    except OSError as error:
+        why = f"{error.strerror or error}"
     if why:
         raise CheckpointError(f"Cannot write {str(path)!r}: {why}.")
     return target
+
+
+def _why_not(target: Path) -> str:
+    folder = target.parent
+    if not folder.is_dir():
+        return f"folder {str(folder)!r} does not exist. Create it first, or correct the path"
+    if target.is_symlink():
+        return "it is a link that points to itself. Remove it, or correct the path"
+    if target.is_dir():
+        return "it is a folder. Add a file name, such as 'model.safetensors'"
+    if target.exists() and not target.is_file():
+        return "it is a device or a pipe. Name an ordinary file"
+    if target.exists() and not os.access(target, os.W_OK):
+        return "the file is read-only. Make it writable, or choose another name"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"folder {str(folder)!r} is read-only. Choose another"
+    return ""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -215,19 +239,20 @@ def _sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        if path.is_dir():
-            raise CheckpointError(f"Cannot read {str(path)!r}: it is a folder. Name the file inside it.")
+        if path.exists() and not path.is_file():
+            kind = "a folder. Name the file inside it" if path.is_dir() else "a device or a pipe, not a file"
+            raise CheckpointError(f"Cannot read {str(path)!r}: it is {kind}.")
         with safe_open(path, framework="np") as file:
             yield file
     except CheckpointError:
         raise
     except FileNotFoundError as error:
-        near = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
-        here = f" That folder has: {', '.join(sorted(near)[:10])}." if near else ""
+        near = sorted(p.name for p in path.parent.glob("*.safetensors"))[:10]
+        here = f" That folder has: {', '.join(near)}." if near else ""
         raise CheckpointError(f"Cannot read {str(path)!r}: there is no such file.{here}") from error
     except OSError as error:
         raise CheckpointError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from error
-    except Exception as error:  # SafetensorError, and TypeError or AttributeError for dtypes NumPy lacks
+    except (SafetensorError, TypeError, ValueError, AttributeError) as error:  # the last three: dtypes NumPy lacks
         raise CheckpointError(f"Cannot read {str(path)!r}: {_why_broken(path, error)}") from error
 
 
@@ -278,7 +303,7 @@ def _envelope(path: Path, file: Any) -> tuple[list[str], dict[str, Any]]:
         names, header = envelope["names"], _decode(envelope["header"])
         if sorted(names) != sorted(file.keys()) or not isinstance(header, dict):
             raise ValueError("the names in it are not those of the arrays")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise CheckpointError(
             f"Cannot read {str(path)!r}: its header is damaged ({type(error).__name__}: {error}). Take an undamaged copy."
         ) from error

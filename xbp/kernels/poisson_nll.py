@@ -3,8 +3,9 @@
     dy_nk = s_n (exp(y_nk) - t_nk) / K,  s_n the row's share of the batch
 
 Shapes: y, t (N, K), t >= 0, w (N,) or None, loss (). The term log t! is left out, it does not depend on y. A rate is the
-one exponential of xbp whose argument may be positive: it is held below the dtype's end, exp(88) in float32 and exp(709)
-in float64, so that an absurd log-rate gives a huge loss and a slope that leads back, not infinity.
+one exponential of xbp whose argument may be positive: it is held at exp(80) in float32 and exp(700) in float64, far
+enough below the dtype's end for a row to sum thousands of them, so that an absurd log-rate gives a huge loss and a
+slope that leads back, not infinity.
 Source: McCullagh, Nelder, "Generalized Linear Models" (1989), chapter 6.
 """
 
@@ -33,4 +34,4 @@ def backward(dloss: Scalar, cache: Cache, *, xp: Namespace) -> Array:
 
 
 def bounded_exp(x: Array, *, xp: Namespace) -> Array:
-    return xp.exp(xp.minimum(x, 709.0 if x.dtype == xp.float64 else 88.0))
+    return xp.exp(xp.minimum(x, 700.0 if x.dtype == xp.float64 else 80.0))

@@ -30,7 +30,7 @@ def forward(
 ) -> tuple[Array, Cache]:
     log_p = log_softmax(y, xp=xp)
     q = probabilities(t, log_p, label_smoothing=label_smoothing, xp=xp)
-    rows = -xp.sum(xp.where(q != 0.0, q * log_p, 0.0), axis=1)
+    rows = -xp.sum(q * xp.where(q != 0.0, log_p, 0.0), axis=1)
     if t.ndim == 1:
         rows = xp.where((t >= 0) & (t < y.shape[1]), rows, math.nan)
     s = shares(rows, w, xp=xp)

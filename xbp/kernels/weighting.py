@@ -18,10 +18,10 @@ def shares(rows: Array, w: Array | None, *, xp: Namespace) -> Array:
 
 
 def average(rows: Array, s: Array, *, xp: Namespace) -> Array:
-    return xp.sum(xp.where(s != 0.0, s * rows, 0.0))
+    return xp.sum(s * xp.where(s != 0.0, rows, 0.0))
 
 
 def spread(dloss: Scalar, s: Array, slope: Array, *, xp: Namespace) -> Array:
     """dy (N, K) of the averaged loss, given the slope (N, K) of each row's own loss."""
     factor = (dloss * s)[:, None]
-    return xp.where(factor != 0.0, factor * slope, 0.0)
+    return factor * xp.where(factor != 0.0, slope, 0.0)

@@ -25,7 +25,7 @@ class _Norm(Layer):
         positive_number(self, "eps", self.eps)
 
     def parameters(self) -> dict[str, Parameter]:
-        return {"g": Parameter((self.size,), Constant(1.0)), "b": Parameter((self.size,), Zeros())}
+        return {"gamma": Parameter((self.size,), Constant(1.0)), "beta": Parameter((self.size,), Zeros())}
 
     def output_shape(self, *shapes: RowShape) -> RowShape:
         if shapes[0] is not None and shapes[0] != (self.size,):
@@ -38,7 +38,7 @@ class _Norm(Layer):
 
 @dataclass(frozen=True)
 class LayerNorm(_Norm):
-    """y = g (x - m) / sqrt(v + eps) + b with mean m and variance v of each row; g and b (size,) are learnt.
+    """y = gamma (x - m) / sqrt(v + eps) + beta, m and v the mean and variance of each row; gamma, beta (size,) are learnt.
 
     See `xbp.kernels.layer_norm`.
     """
@@ -46,20 +46,20 @@ class LayerNorm(_Norm):
     def forward(
         self, x: Array, /, *, params: Mapping[str, Array], buffers: Mapping[str, Array], mode: Mode, xp: Namespace
     ) -> Result:
-        return Result(*layer_norm.forward(x, params["g"], params["b"], eps=self.eps, xp=xp))
+        return Result(*layer_norm.forward(x, params["gamma"], params["beta"], eps=self.eps, xp=xp))
 
     def backward(
         self, dy: Array, cache: Any, /, *, xp: Namespace, input_gradient: bool = True
     ) -> tuple[Array | None, dict[str, Array]]:
         dx, dg, db = layer_norm.backward(dy, cache, eps=self.eps, xp=xp)
-        return dx, {"g": dg, "b": db}
+        return dx, {"gamma": dg, "beta": db}
 
 
 @dataclass(frozen=True)
 class BatchNorm(_Norm):
-    """y = g (x - m) / sqrt(v + eps) + b with mean m and variance v of each column of the batch, g and b (size,) learnt.
+    """y = gamma (x - m) / sqrt(v + eps) + beta, m and v the mean and variance of each column of the batch.
 
-    In prediction m and v are the running statistics, which each training batch moves by `momentum` (the variance is the
+    gamma and beta (size,) are learnt. In prediction m and v are the running statistics, which each training batch moves by `momentum` (the variance is the
     unbiased one). A training batch of one row has no variance and is refused before the first step. See
     `xbp.kernels.batch_norm` and `xbp.kernels.frozen_norm`.
     """
@@ -80,7 +80,7 @@ class BatchNorm(_Norm):
     def forward(
         self, x: Array, /, *, params: Mapping[str, Array], buffers: Mapping[str, Array], mode: Mode, xp: Namespace
     ) -> Result:
-        g, b, mean, var = params["g"], params["b"], buffers["running_mean"], buffers["running_var"]
+        g, b, mean, var = params["gamma"], params["beta"], buffers["running_mean"], buffers["running_var"]
         if not mode.train:
             return Result(*frozen_norm.forward(x, g, b, mean, var, eps=self.eps, xp=xp))
         if x.shape[0] < 2:
@@ -103,4 +103,4 @@ class BatchNorm(_Norm):
     ) -> tuple[Array | None, dict[str, Array]]:
         kernel = frozen_norm if isinstance(cache, frozen_norm.Cache) else batch_norm
         dx, dg, db = kernel.backward(dy, cache, eps=self.eps, xp=xp)
-        return dx, {"g": dg, "b": db}
+        return dx, {"gamma": dg, "beta": db}
