@@ -109,9 +109,9 @@ class Backend:
     def asarray(self, host: Any, dtype: str | None = None) -> Array:
         """Host data (anything NumPy reads) as an array of this backend, counted in `transfers`; always a copy."""
         a = self._read(host)
+        self.dtype(dtype or a.dtype.name)  # refuses before anything is copied
         if dtype is not None:
             a = a.astype(dtype, copy=False)
-        self.dtype(a.dtype.name)
         if not self.on_host:
             self.transfers.to_device += 1
             self.transfers.to_device_bytes += a.nbytes
@@ -200,7 +200,7 @@ _registered: dict[str, Factory] = {}
 
 
 def register_backend(name: str, factory: Factory) -> None:
-    """Make `factory(device)` known under `name` in this process. Packages use the entry point `xbp.backends` instead."""
+    """Make `factory(device)` known under `name` in this process; packages have the entry point `xbp.backends`."""
     _registered[name] = factory
 
 
@@ -221,14 +221,16 @@ def get_backend(name: str | Backend = "auto", device: str | None = None) -> Back
     Raises `BackendUnavailable` with the reason and what to install where a backend asked for by name cannot run.
     """
     if isinstance(name, Backend):
+        if device is not None:
+            raise BackendUnavailable(f"{name!r} has its device already; device={device!r} goes with a backend's name.")
         return name
     if not isinstance(name, str):
         raise DTypeError(f"backend= takes a name or a Backend, not {type(name).__name__} ({name!r}).")
-    if name == "auto":
-        return _first_available(AUTO, device)
     base, _, suffix = name.partition(":")
     if suffix and device is not None and suffix != device:
         raise BackendUnavailable(f"Backend {name!r} names a device, and device={device!r} another. Give one of them.")
+    if base == "auto":
+        return _first_available(AUTO, suffix or device)
     loaders = _factories()
     if base not in loaders:
         raise UnknownBackend(unknown_name_text("backend", base, [*loaders, "auto"]))
@@ -238,10 +240,11 @@ def get_backend(name: str | Backend = "auto", device: str | None = None) -> Back
 def _first_available(names: Iterable[str], device: str | None) -> Backend:
     loaders, reasons = _factories(), []
     for name in names:
+        if name not in loaders:
+            reasons.append(f"{name}: not registered (is xbp installed, so that its entry points exist?)")
+            continue
         try:
             return _make(name, loaders[name], device)
-        except KeyError:
-            reasons.append(f"{name}: not registered (is xbp installed, so that its entry points exist?)")
         except BackendUnavailable as error:
             reasons.append(f"{name}: {error}")
     raise BackendUnavailable("No backend can run here. " + " ".join(reasons))

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "BackendUnavailable",
+    "CacheEmpty",
     "CheckpointError",
     "DTypeError",
     "DataError",
@@ -62,6 +63,10 @@ class CheckpointError(XBPError, OSError):
 
 class NonFiniteLoss(XBPError, ArithmeticError):
     """Training met a loss that is NaN or infinite; the last good weights are back in the network."""
+
+
+class CacheEmpty(XBPError, RuntimeError):
+    """A backward without a forward before it."""
 
 
 class GradientError(XBPError, AssertionError):

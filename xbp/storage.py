@@ -5,10 +5,10 @@ with a table of the arrays as `<name>.json`, written for people and never read b
 a kill or a bad header, leaves the file of before as it was. Nothing here is pickled, so opening a file runs no code.
 
 Format, version 1. The metadata entry "xbp" is the JSON object {"version": 1, "names": [...], "header": {...}}; `names`
-keeps the order of the arrays, which the file itself sorts by item size so that each stays aligned. JSON has no
-NaN and no infinity: such a float becomes {"$float": "nan"}, "inf", "-inf", or "nan:<16 hex digits>" for a NaN with other
-bits than the usual ones, so floats come back bit for bit. A key that starts with "$" gets a second one. Tuples return
-as lists.
+keeps the order of the arrays, which the file itself sorts by item size so that each stays aligned. JSON has no NaN and
+no infinity: such a float becomes {"$float": "nan"}, "inf", "-inf", or "nan:<16 hex digits>" for a NaN with other bits
+than the usual ones, so floats come back bit for bit. A key that starts with "$" gets a second one. Tuples return as
+lists.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _DTYPES = {
 
 
 def sidecar(path: str | os.PathLike[str]) -> Path:
-    """Where the readable copy of the header stands: the whole name and ".json", so it replaces nobody's `model.json`."""
+    """Where the readable copy of the header stands: the whole name and ".json", so no `model.json` is overwritten."""
     path = Path(path)
     return path.with_name(path.name + ".json")
 
@@ -101,7 +101,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 # ---- writing
 
 
-def _checked(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def _checked(path: Path, name: object, array: object) -> np.ndarray:
     """The array, if the format can hold it under this name."""
     where = f"Cannot save {str(path)!r}: array {name!r}"
     if not isinstance(name, str) or name == "__metadata__" or not _is_unicode(name):
@@ -242,6 +242,7 @@ def _opened(path: Path) -> Iterator[Any]:
         if path.exists() and not path.is_file():
             kind = "a folder. Name the file inside it" if path.is_dir() else "a device or a pipe, not a file"
             raise CheckpointError(f"Cannot read {str(path)!r}: it is {kind}.")
+        path.open("rb").close()  # for the true cause: the library calls every failure a missing file
         with safe_open(path, framework="np") as file:
             yield file
     except CheckpointError:
@@ -305,7 +306,8 @@ def _envelope(path: Path, file: Any) -> tuple[list[str], dict[str, Any]]:
             raise ValueError("the names in it are not those of the arrays")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise CheckpointError(
-            f"Cannot read {str(path)!r}: its header is damaged ({type(error).__name__}: {error}). Take an undamaged copy."
+            f"Cannot read {str(path)!r}: its header is damaged ({type(error).__name__}: {error}). "
+            "Take an undamaged copy."
         ) from error
     return names, header
 
@@ -327,8 +329,8 @@ def _encode(value: JSON, where: str) -> JSON:
                 raise TypeError(f"{where} has the key {key!r} ({type(key).__name__}); keys must be strings")
         return {f"${k}" if k.startswith("$") else k: _encode(v, f"{where}[{k!r}]") for k, v in value.items()}
     raise TypeError(
-        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a header takes None, bool, int, float, str, "
-        "lists and dicts (use float(...) or .tolist() for NumPy values)"
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a header takes None, bool, int, float, "
+        "str, lists and dicts (use float(...) or .tolist() for NumPy values)"
     )
 
 

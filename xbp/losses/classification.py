@@ -31,7 +31,7 @@ class SoftmaxCrossEntropy(Loss):
 
     def prepare(self, t: Array, y_shape: tuple[int, ...], dtype: Any, *, xp: Namespace) -> Array:
         n, classes = y_shape
-        if tuple(t.shape) == (n,) and not (classes == n and xp.isdtype(t.dtype, "real floating")):
+        if tuple(t.shape) == (n,):
             if not xp.isdtype(t.dtype, "integral"):
                 raise LabelError(
                     f"Class labels must be integers in 0 ... {classes - 1}; they are {t.dtype}. "

@@ -1,0 +1,31 @@
+"""One suite over all spaces: a test that asks for `space` runs in each, and skips with the reason where it cannot."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from xbp.errors import BackendUnavailable
+from xbp.testing import space as find_space
+from xbp.testing import spaces
+
+settings.register_profile(
+    "xbp",
+    deadline=None,  # the first call of an operation compiles it on some libraries
+    # `space` stays the same from one example to the next, and is meant to.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("xbp")
+
+
+@pytest.fixture(
+    params=[pytest.param(s.name, marks=[pytest.mark.cuda] if s.name == "cupy" else []) for s in spaces()],
+)
+def space(request):
+    """A place where arrays live (`xbp.testing.Space`), switched on for the time of the test."""
+    try:
+        found = find_space(request.param)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    with found.active():
+        yield found

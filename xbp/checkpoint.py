@@ -1,0 +1,118 @@
+"""Trainers as files: the model's file, with the optimiser's state, the settings and the history beside the weights.
+
+The tensors of the model keep the names that `Model.save` gives them, so a checkpoint opens as a model too. A resume
+needs no generator state, because every random number follows from the seed and a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import storage
+from .backend import Backend
+from .describe import build, describe
+from .errors import CheckpointError
+from .graph import Graph
+from .losses import LOSSES
+from .metrics import METRICS
+from .network import Network
+from .optimizers import OPTIMIZERS, selects
+from .schedules import SCHEDULES
+
+__all__ = ["load", "save"]
+
+STATE, BEST = "state/", "best/"
+
+CLASSES: dict[str, type] = {
+    **LOSSES,
+    **SCHEDULES,
+    **{rule.__name__: rule for rule in OPTIMIZERS.values()},
+    **{type(m).__name__: type(m) for m in METRICS.values()},
+}
+
+
+def save(trainer: Any, path: str | Path) -> None:
+    model, backend = trainer.model, trainer.model.backend
+    tree = trainer._tree()  # noqa: SLF001  # the checkpoint is Trainer's own
+    arrays = {**tree["params"], **tree["buffers"]}
+    arrays.update({STATE + name: a for name, a in tree["state"].items()})
+    for section in (trainer._best or {}).values():  # noqa: SLF001  # as above
+        arrays.update({BEST + name: a for name, a in section.items()})
+    header = {**model.header(), "trainer": _settings(trainer)}
+    storage.write(path, {name: backend.to_host(a) for name, a in arrays.items()}, header)
+
+
+def _settings(trainer: Any) -> dict[str, Any]:
+    step, lr = trainer._step, trainer._lr  # noqa: SLF001  # as above
+    optimizer = step.optimizer
+    rule = {"type": type(optimizer).__name__}
+    for name, value in vars(optimizer).items():
+        if name == "decay":  # a predicate is not data; the names that it selects are
+            value = None if value is None else [n for n in step.trainable if selects(value, n)]
+        if name != "slots":
+            rule[name] = describe(lr if name == "lr" else value)
+    return {
+        "loss": describe(step.loss),
+        "optimizer": rule,
+        "metrics": [describe(m) for m in step.metrics],
+        "clip_norm": step.clip_norm,
+        "accumulate": step.accumulate,
+        "trainable": list(step.trainable),
+        "engine": trainer.engine,
+        "epoch": trainer.epoch,
+        "steps": trainer.steps,
+        "history": trainer.history,
+    }
+
+
+def load(
+    cls: Any, path: str | Path, backend: str | Backend, engine: str | None, custom: Mapping[str, type]
+) -> Any:
+    arrays, header = storage.read(path)
+    settings = header.get("trainer")
+    if settings is None:
+        raise CheckpointError(
+            f"{path} holds a model without a training. Load it with xbp.Network.load, and make a Trainer for it."
+        )
+    kind = Graph if header.get("kind") == "graph" else Network
+    model = kind.restore(arrays, header, path, backend, custom)
+    classes = CLASSES | dict(custom)
+    try:
+        trainer = cls(
+            model,
+            loss=build(settings["loss"], classes),
+            optimizer=build(settings["optimizer"], classes),
+            metrics=build(settings["metrics"], classes),
+            clip_norm=settings["clip_norm"],
+            accumulate=settings["accumulate"],
+            trainable=tuple(settings["trainable"]),
+            engine=settings["engine"] if engine is None else engine,
+        )
+        trainer.epoch, trainer.steps = int(settings["epoch"]), int(settings["steps"])
+        trainer.history = {name: [float(v) for v in values] for name, values in settings["history"].items()}
+        trainer._state = _section(arrays, trainer._state, STATE, model.backend)  # noqa: SLF001  # as above
+        if any(name.startswith(BEST) for name in arrays):
+            trainer._best = {  # noqa: SLF001  # as above
+                "params": _section(arrays, dict(model.params), BEST, model.backend),
+                "buffers": _section(arrays, dict(model.buffers), BEST, model.backend),
+            }
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: the description of the training is damaged ({error!r}).") from error
+    return trainer
+
+
+def _section(
+    arrays: Mapping[str, np.ndarray], like: Mapping[str, Any], prefix: str, backend: Backend
+) -> dict[str, Any]:
+    """The arrays of a section on the device, with the names and shapes of `like`."""
+    section = {}
+    for name, a in like.items():
+        host = arrays[prefix + name]
+        if tuple(host.shape) != tuple(a.shape):
+            raise CheckpointError(f"{prefix}{name} has shape {host.shape}, where {tuple(a.shape)} is needed.")
+        section[name] = backend.asarray(host)
+    return section

@@ -1,0 +1,90 @@
+"""Checks of settings: everything about a training that can be known to be wrong before its first step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+
+from .backend import Backend
+from .data import output_width
+from .errors import ShapeError, unknown_name
+from .layers import BatchNorm, ReLU, Sigmoid, Softmax, Tanh
+from .losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy
+from .model import Model
+from .optimizers import Names, Optimizer, selects
+
+__all__ = ["check_fit", "check_trainer", "chosen_engine", "trainable_names"]
+
+
+def check_trainer(
+    model: object, loss: object, optimizer: object, clip_norm: float | None, accumulate: int
+) -> None:
+    """Raise for parts that are of the wrong kind or do not work together; warn of a squashed output before a softmax."""
+    for name, value, kind in (("model", model, Model), ("loss", loss, Loss), ("optimizer", optimizer, Optimizer)):
+        if not isinstance(value, kind):
+            made = f" Write {value.__name__}(...)." if isinstance(value, type) else ""
+            raise TypeError(f"{name} must be a {kind.__name__}; it is {value!r:.80}.{made}")
+    assert isinstance(model, Model) and isinstance(loss, Loss)  # the loop above has made sure
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be above 0, or None for no clipping; it is {clip_norm!r}.")
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(f"accumulate must be a whole number of at least 1; it is {accumulate!r}.")
+    if accumulate > 1 and _batch_norms(model):
+        raise ValueError(
+            f"accumulate={accumulate} cuts batches into pieces, but BatchNorm's statistics are the whole batch's. "
+            "Use accumulate=1, or LayerNorm."
+        )
+    width = output_width(model)
+    if width is not None:
+        loss.target_width(width)
+    last = next(node.layer for node in model.plan.nodes if node.name == model.plan.output) if model.plan.nodes else None
+    if isinstance(loss, SoftmaxCrossEntropy | SigmoidCrossEntropy) and isinstance(last, Sigmoid | Tanh | Softmax | ReLU):
+        warnings.warn(
+            f"The network ends in {last}, and {type(loss).__name__} squashes its input itself. Scores squeezed twice "
+            "cannot express sure answers; end the network in Affine.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _batch_norms(model: Model) -> list[str]:
+    return [node.name for node in model.plan.nodes if isinstance(node.layer, BatchNorm)]
+
+
+def check_fit(model: Model, n: int, batch_size: int | None) -> None:
+    """Raise for a batch size that is no size, or leaves BatchNorm a batch of one row. None: one batch of n rows."""
+    size = n if batch_size is None else batch_size
+    if isinstance(size, bool) or not hasattr(size, "__index__") or int(size) < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1; it is {batch_size!r}.")
+    names = _batch_norms(model)
+    last = n % int(size) or min(int(size), n)
+    if names and (last == 1 or int(size) == 1):
+        raise ShapeError(
+            f"BatchNorm ({', '.join(names)}) cannot train on a batch of one row, which has no variance: {n} rows in batches "
+            f"of {size} leave one of {min(last, int(size))}. Choose another batch_size."
+        )
+
+
+def chosen_engine(backend: Backend, engine: str) -> str:
+    """The engine to run on. Raises `NameUnknown` for one that the backend does not have."""
+    if engine == "auto":
+        return backend.engines[0]
+    if engine not in backend.engines:
+        raise unknown_name(f"engine of backend {backend.name!r}", engine, (*backend.engines, "auto"))
+    return engine
+
+
+def trainable_names(model: Model, trainable: Names | None) -> tuple[str, ...]:
+    """The names of the parameters that learn. Raises for unknown names and for none at all."""
+    if isinstance(trainable, str):
+        trainable = (trainable,)
+    if isinstance(trainable, Collection):
+        for name in trainable:
+            if name not in model.params:
+                raise unknown_name("parameter in trainable=", name, model.params)
+    names = tuple(name for name in model.params if selects(trainable, name))
+    if not names:
+        raise ValueError(
+            f"Nothing to train: trainable= selects none of the parameters {', '.join(model.params) or '(the model has none)'}."
+        )
+    return names

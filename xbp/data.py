@@ -1,0 +1,186 @@
+"""Where a fit gets its rows from: arrays on the device, a memory map on the host, or somebody's own batches.
+
+All three give an epoch as a list of chunks for `Runner.run`, and the same rows in the same order give the same
+training, wherever they lie. Resident data is moved once, before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backend import Backend
+from .errors import DataError, DTypeError, LabelError, ShapeError
+from .inputs import check_finite, checked_inputs, length, taken
+from .losses import Loss
+from .model import Model
+from .typing import Array, Inputs
+
+__all__ = ["Batches", "Rows", "is_stream", "open_rows", "prepare_batch"]
+
+SHARD = 64 * 2**20  # bytes of a memory map that are moved together
+
+
+def is_stream(x: Any) -> bool:
+    """Whether x is an iterable of batches rather than an array, a list of rows, a data frame or a mapping of arrays."""
+    array_like = hasattr(x, "shape") or hasattr(x, "__array__") or isinstance(x, list | tuple | Mapping | str | bytes)
+    return not array_like and isinstance(x, Iterable)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs, targets and weights of n rows. `resident` says whether they lie on the device, or on the host in a map."""
+
+    x: Any
+    t: Any
+    w: Any
+    n: int
+    resident: bool
+    backend: Backend
+    dtype: str
+
+    def shard_rows(self) -> int:
+        """How many rows are moved together where they are not resident."""
+        arrays = list(self.x.values()) if isinstance(self.x, Mapping) else [self.x]
+        return max(1, SHARD // max(1, sum(a[:1].size * 4 for a in arrays)))
+
+    def on_device(self, rows: np.ndarray | slice) -> tuple[Inputs, Array, Array | None]:
+        """These rows, moved."""
+        x = self.x
+        if isinstance(x, Mapping):
+            moved: Inputs = {name: taken(name, np.asarray(a[rows]), self.backend, self.dtype) for name, a in x.items()}
+        else:
+            moved = taken("x", np.asarray(x[rows]), self.backend, self.dtype)
+        t_dtype = None if self.t.dtype.kind in "iu" else self.dtype
+        t = self.backend.asarray(np.asarray(self.t[rows]), t_dtype)
+        return moved, t, None if self.w is None else self.backend.asarray(self.w[rows], self.dtype)
+
+    def chunks(self, size: int) -> Iterator[tuple[Inputs, Array, Array | None]]:
+        """All rows in order, `size` at a time, on the device."""
+        for start in range(0, self.n, size):
+            rows = slice(start, min(start + size, self.n))
+            if not self.resident:
+                yield self.on_device(rows)
+                continue
+            x = {k: a[rows, ...] for k, a in self.x.items()} if isinstance(self.x, Mapping) else self.x[rows, ...]
+            yield x, self.t[rows, ...], None if self.w is None else self.w[rows]
+
+    def batch_weights(self, order: np.ndarray, batch_size: int) -> np.ndarray:
+        """The total weight of each batch of an epoch, float64 on the host; the numbers of rows where there are none."""
+        starts = np.arange(0, self.n, batch_size)
+        if self.w is None:
+            return np.minimum(starts + batch_size, self.n) - starts.astype(np.float64)
+        host = self.backend.to_host(self.w) if self.resident else np.asarray(self.w)
+        return np.add.reduceat(host[order].astype(np.float64), starts)
+
+
+def open_rows(model: Model, loss: Loss, x: Any, t: Any, w: Any, *, what: str = "x") -> Rows:
+    """Check and move the data of a fit or an evaluation; everything checkable is checked here, before the first step.
+
+    Raises `ShapeError` (rank, widths, numbers of rows, no rows), `DTypeError`, `LabelError`, `DataError` (NaN).
+    """
+    backend = model.backend
+    arrays = checked_inputs(x, model.plan, backend)
+    if t is None:
+        raise DataError("There are no targets: t is None. Only an iterable of (x, t) batches comes without a separate t.")
+    n = length(arrays)
+    if n == 0:
+        raise ShapeError(f"{what} has no rows, so there is nothing to learn from.")
+    for name, a in arrays.items():
+        if a.ndim == 0 or a.shape[0] != n:
+            raise ShapeError(f"The inputs differ in their number of rows: {name!r} has shape {tuple(a.shape)}, not {n} rows.")
+        check_finite(name, a, backend)
+    mapped = any(isinstance(a, np.memmap) for a in arrays.values())
+    targets = _targets(model, loss, t, n, output_width(model))
+    weights = _weights(model, w, n)
+    if mapped:
+        host_t = backend.to_host(targets) if backend.owns(targets) else targets
+        host_w = None if weights is None else backend.to_host(weights)
+        single = arrays if isinstance(x, Mapping) else next(iter(arrays.values()))
+        return Rows(single, host_t, host_w, n, False, backend, model.dtype)
+    moved = {name: taken(name, a, backend, model.dtype) for name, a in arrays.items()}
+    inputs: Inputs = moved if isinstance(x, Mapping) else next(iter(moved.values()))
+    return Rows(inputs, targets, weights, n, True, backend, model.dtype)
+
+
+def output_width(model: Model) -> int | None:
+    shape = model.plan.row_shapes().get(model.plan.output)
+    return None if shape is None or len(shape) != 1 else shape[0]
+
+
+def _targets(model: Model, loss: Loss, t: Any, n: int, outputs: int | None) -> Array:
+    """Targets on the device, in the one form that the loss's kernel takes, with values checked."""
+    backend, xp = model.backend, model.xp
+    if not backend.owns(t) and backend.library_of(t) in ("", "numpy"):
+        host = np.asarray(t)
+        if host.dtype.kind not in "fiub":
+            raise LabelError(
+                f"t must hold numbers; its dtype is {host.dtype}. Encode names of classes as integers 0 ... C-1 first "
+                "(np.unique(t, return_inverse=True), or xbp.estimators, which does it)."
+            )
+        if host.dtype.kind in "iu" and host.dtype.itemsize > 4 and host.size and abs(host).max() < 2**31:
+            host = host.astype(np.int32)  # every library has int32, and half the bytes
+        t = backend.asarray(host)
+    elif not backend.owns(t):
+        raise DTypeError(f"t is a {backend.library_of(t)} array, but the model lives on backend={backend.name!r}.")
+    if t.ndim == 0 or t.shape[0] != n:
+        raise ShapeError(f"x has {n} rows, t has shape {tuple(t.shape)}: every row needs its own target.")
+    width = (t.shape[1] if t.ndim > 1 else 1) if outputs is None else outputs
+    prepared = loss.prepare(t, (n, width), backend.dtype(model.dtype), xp=xp)
+    loss.check_values(prepared, width, xp=xp)
+    return prepared
+
+
+def _weights(model: Model, w: Any, n: int) -> Array | None:
+    if w is None:
+        return None
+    weights = taken("sample_weight", w, model.backend, model.dtype)
+    if tuple(weights.shape) != (n,):
+        raise ShapeError(f"sample_weight must have shape ({n},), one number a row; it is {tuple(weights.shape)}.")
+    check_finite("sample_weight", weights, model.backend)
+    if not bool(model.xp.all(weights >= 0.0)):
+        raise DataError("sample_weight must not be negative.")
+    return weights
+
+
+def prepare_batch(model: Model, loss: Loss, x: Any, t: Any, w: Any) -> tuple[Inputs, Array, Array | None]:
+    """One batch on the device, with shapes and dtypes checked and values not looked at."""
+    backend = model.backend
+    arrays = checked_inputs(x, model.plan, backend)
+    n = length(arrays)
+    if n == 0:
+        raise ShapeError("The batch is empty: x has no rows.")
+    moved = {name: taken(name, a, backend, model.dtype) for name, a in arrays.items()}
+    t = t if backend.owns(t) else taken("t", t, backend, None)
+    if t.ndim == 0 or t.shape[0] != n:
+        raise ShapeError(f"x has {n} rows, t has shape {tuple(t.shape)}: every row needs its own target.")
+    outputs = output_width(model)
+    width = (t.shape[1] if t.ndim > 1 else 1) if outputs is None else outputs
+    prepared = loss.prepare(t, (n, width), backend.dtype(model.dtype), xp=model.xp)
+    weight = None if w is None else taken("sample_weight", w, backend, model.dtype)
+    if weight is not None and tuple(weight.shape) != (n,):
+        raise ShapeError(f"sample_weight must have shape ({n},), one number a row; it is {tuple(weight.shape)}.")
+    return (moved if isinstance(x, Mapping) else next(iter(moved.values()))), prepared, weight
+
+
+class Batches:
+    """An iterable of (x, t) or (x, t, w) batches, read anew in every epoch."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self.source = source
+        self.epochs_read = 0
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
+        if self.epochs_read and iter(self.source) is self.source:
+            raise DataError(
+                "The iterable of batches is used up after one epoch, as every generator is. Give an object whose __iter__ "
+                "starts again (a list of batches, a loader), or fit one epoch at a time."
+            )
+        self.epochs_read += 1
+        for i, batch in enumerate(self.source):
+            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+                raise DataError(f"Batch {i} of the iterable must be (x, t) or (x, t, w); it is a {type(batch).__name__}.")
+            yield batch[0], batch[1], batch[2] if len(batch) == 3 else None

@@ -1,0 +1,79 @@
+"""Runners: who executes steps, and owns parameters, buffers and optimiser state while it lives.
+
+Trainer knows nothing of engines but this contract. The eager Runner, here, calls the step as it is written, on any
+namespace; the others are made by `backend.compile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from .backend import Backend
+from .step import Step
+from .typing import Array, Inputs, Scalar, Tree
+
+__all__ = ["EagerRunner", "Runner", "take_rows"]
+
+
+class Runner(Protocol):
+    """What an engine offers. A loss that was returned is never overwritten."""
+
+    engine: str
+
+    def load(self, tree: Tree) -> None:
+        """Take over parameters, buffers and optimiser state; the arrays given are not kept."""
+
+    def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
+        """One step; the loss () as an array of the backend, not waited for."""
+
+    def run(
+        self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]
+    ) -> Array:
+        """K steps over rows `index` (K, B) of arrays on the device, with scalars (K,) each; the losses (K,)."""
+
+    def read(self) -> Tree:
+        """The values after the last finished step, valid until the next."""
+
+
+def take_rows(x: Inputs, index: Array, backend: Backend) -> Inputs:
+    if isinstance(x, Mapping):
+        return {name: backend.xp.take(a, index, axis=0) for name, a in x.items()}
+    return backend.xp.take(x, index, axis=0)
+
+
+class EagerRunner:
+    """The step, called operation by operation. A step is taken over whole, so an interrupt leaves the one before."""
+
+    engine = "eager"
+
+    def __init__(self, step: Step, backend: Backend) -> None:
+        self._step = step
+        self._backend = backend
+        self._tree: Tree = {}
+
+    def load(self, tree: Tree) -> None:
+        self._tree = {section: dict(arrays) for section, arrays in tree.items()}
+
+    def read(self) -> Tree:
+        return self._tree
+
+    def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
+        tree = self._tree
+        params, buffers, state, loss = self._step(
+            tree["params"], tree["buffers"], tree["state"], x, t, w, scalars, xp=self._backend.xp
+        )
+        self._tree = {"params": params, "buffers": buffers, "state": state}
+        return loss
+
+    def run(
+        self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]
+    ) -> Array:
+        xp, losses = self._backend.xp, []
+        for k in range(index.shape[0]):
+            rows = index[k, :]
+            batch = take_rows(x, rows, self._backend)
+            weight = None if w is None else xp.take(w, rows, axis=0)
+            now = {name: values[k] for name, values in scalars.items()}
+            losses.append(self.step(batch, xp.take(t, rows, axis=0), weight, now))
+        return xp.stack(losses)

@@ -1,0 +1,147 @@
+"""The training step as one pure function of arrays: the unit that is timed, recorded, compiled and captured.
+
+    step(params, buffers, state, x, t, weight, scalars) -> (params, buffers, state, loss)
+
+Forward, loss, backward, clipping and optimiser. Everything that changes from step to step is an argument: `scalars`
+holds the learning rate and the key of each random layer. Scores, and the sums that
+evaluation needs, are two more such functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .losses import Loss
+from .metrics import Metric
+from .optimizers import Optimizer, clip_by_global_norm
+from .traversal import Plan, backward, forward
+from .typing import Array, Inputs, Namespace, Scalar
+
+__all__ = ["Gradients", "Step", "rows_between"]
+
+Arrays = Mapping[str, Array]
+Scalars = Mapping[str, Scalar]
+
+
+class Gradients(NamedTuple):
+    """What one batch says: its loss (), the gradients of the trainable parameters, and the buffers after it."""
+
+    loss: Array
+    grads: dict[str, Array]
+    buffers: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model, loss and optimiser as pure functions.
+
+    trainable     names of the parameters that change; the rest are frozen and their gradients are not computed
+    clip_norm     the largest global norm of the gradients, or None
+    accumulate    the number of pieces that a batch is cut into, one after the other
+    """
+
+    plan: Plan
+    loss: Loss
+    optimizer: Optimizer
+    trainable: tuple[str, ...]
+    clip_norm: float | None = None
+    accumulate: int = 1
+    metrics: tuple[Metric, ...] = ()
+
+    def __call__(
+        self,
+        params: Arrays,
+        buffers: Arrays,
+        state: Arrays,
+        x: Inputs,
+        t: Array,
+        weight: Array | None,
+        scalars: Scalars,
+        *,
+        xp: Namespace,
+    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], Array]:
+        loss, grads, buffers = self.gradients(params, buffers, x, t, weight, scalars, xp=xp)
+        new_params, new_state = self.apply(params, state, grads, scalars, xp=xp)
+        return new_params, dict(buffers), new_state, loss
+
+    def gradients(
+        self, params: Arrays, buffers: Arrays, x: Inputs, t: Array, weight: Array | None, scalars: Scalars, *, xp: Namespace
+    ) -> Gradients:
+        """Loss and gradients of a batch, in `accumulate` pieces whose weighted sum is the whole batch's."""
+        n = t.shape[0]
+        pieces = min(self.accumulate, n)
+        if pieces <= 1:
+            return self._piece(params, buffers, x, t, weight, scalars, 0, 1.0, xp)
+        bounds = [n * i // pieces for i in range(pieces + 1)]
+        whole = None if weight is None else _at_least_one(xp.sum(weight), xp)
+        total: Gradients | None = None
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            w = None if weight is None else weight[start:stop]
+            share: Scalar = (stop - start) / n if w is None or whole is None else xp.sum(w) / whole
+            rows = rows_between(x, start, stop)
+            part = self._piece(params, buffers, rows, t[start:stop, ...], w, scalars, start, share, xp)
+            part = Gradients(part.loss * share, part.grads, part.buffers)
+            total = part if total is None else _added(total, part)
+        assert total is not None  # pieces >= 2
+        return total
+
+    def _piece(
+        self,
+        params: Arrays,
+        buffers: Arrays,
+        x: Inputs,
+        t: Array,
+        weight: Array | None,
+        scalars: Scalars,
+        first_row: int,
+        share: Scalar,
+        xp: Namespace,
+    ) -> Gradients:
+        keys = {name: scalars[f"key.{name}"] for name in self.plan.random_nodes()}
+        passed = forward(self.plan, params, buffers, x, xp=xp, train=True, keys=keys, first_row=first_row)
+        loss, cache = self.loss.forward(passed.y, t, weight, xp=xp)
+        dy = self.loss.backward(share, cache, xp=xp)
+        grads, _ = backward(self.plan, passed.caches, dy, wanted=self.plan.wanted(self.trainable), xp=xp)
+        return Gradients(loss, {name: grads[name] for name in self.trainable}, passed.buffers)
+
+    def apply(
+        self, params: Arrays, state: Arrays, grads: dict[str, Array], scalars: Scalars, *, xp: Namespace
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The optimiser's step on the trainable parameters; the others go through untouched."""
+        if self.clip_norm is not None:
+            grads = clip_by_global_norm(grads, self.clip_norm, xp=xp)
+        trained = {name: params[name] for name in self.trainable}
+        trained, new_state = self.optimizer.update(trained, grads, state, lr=scalars["lr"], xp=xp)
+        return {**params, **trained}, new_state
+
+    def scores(self, params: Arrays, buffers: Arrays, x: Inputs, *, xp: Namespace) -> Array:
+        """The output (N, K) in prediction."""
+        return forward(self.plan, params, buffers, x, xp=xp, keep=False).y
+
+    def sums(
+        self, params: Arrays, buffers: Arrays, x: Inputs, t: Array, weight: Array | None, *, xp: Namespace
+    ) -> Array:
+        """What evaluation adds up over chunks, (2 + S,): weighted loss, weight, and the sums of each metric."""
+        y = self.scores(params, buffers, x, xp=xp)
+        loss, _ = self.loss.forward(y, t, weight, xp=xp)
+        w = xp.ones_like(y[:, 0]) if weight is None else weight
+        total = xp.sum(w)
+        sums = [xp.reshape(loss * total, (1,)), xp.reshape(total, (1,))]
+        return xp.concat(sums + [metric.sums(y, t, w, xp=xp) for metric in self.metrics])
+
+
+def _added(a: Gradients, b: Gradients) -> Gradients:
+    return Gradients(a.loss + b.loss, {name: g + b.grads[name] for name, g in a.grads.items()}, b.buffers)
+
+
+def _at_least_one(total: Array, xp: Namespace) -> Array:
+    """The total weight, or 1 where it is 0: then every share is 0."""
+    return xp.where(total > 0.0, total, 1.0)
+
+
+def rows_between(x: Inputs, start: int, stop: int) -> Inputs:
+    if isinstance(x, Mapping):
+        return {name: a[start:stop, ...] for name, a in x.items()}
+    return x[start:stop, ...]

@@ -1,0 +1,30 @@
+"""Checks for whoever writes a kernel, a layer or a backend; public, because plug-ins live by them.
+
+spaces, space                         where arrays may live: numpy, read-only numpy, strict, torch, jax, cupy
+assert_close                          values, and dtype, shape, library and device besides
+numerical_gradient, check_backward    gradients against central differences
+Recorder                              a namespace that computes nothing and notes every operation
+"""
+
+from __future__ import annotations
+
+from .assertions import assert_close
+from .gradients import check_backward, numerical_gradient
+from .recording import Recorder, RecordingNamespace
+from .records import RecordedArray, RecordingError
+from .shapes import Dim
+from .spaces import Space, space, spaces
+
+__all__ = [
+    "Dim",
+    "RecordedArray",
+    "Recorder",
+    "RecordingError",
+    "RecordingNamespace",
+    "Space",
+    "assert_close",
+    "check_backward",
+    "numerical_gradient",
+    "space",
+    "spaces",
+]

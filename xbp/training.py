@@ -1,0 +1,405 @@
+"""Trainer: epochs of steps, and everything around them: validation, history, stopping, saving, resuming."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from . import checkpoint
+from .backend import Backend
+from .callbacks import Callback, Progress, check_callbacks
+from .checks import check_fit, check_trainer, chosen_engine, trainable_names
+from .data import Batches, Rows, is_stream, open_rows, prepare_batch
+from .errors import NonFiniteLoss
+from .interrupt import Interrupt
+from .losses import Loss
+from .metrics import Metric, resolve_metrics
+from .model import Model
+from .optimizers import Names, Optimizer, global_norm
+from .random import epoch_order, step_keys
+from .runner import EagerRunner, Runner
+from .schedules import Schedule, rate_at
+from .step import Step
+from .typing import Array, Tree
+from .weights import copied
+
+__all__ = ["Trainer"]
+
+CHUNK_SECONDS = 0.1  # how long the engine runs before callbacks and signals are looked at
+EVALUATION_ROWS = 4096
+
+
+class Trainer:
+    """Trains a model: one loss, one optimiser, one engine.
+
+    model         a Network or a Graph
+    loss          such as SoftmaxCrossEntropy()
+    optimizer     such as Adam(1e-3); its rate is a number or a schedule f(step)
+    metrics       names ("accuracy", "mae", "r2", ...) or Metrics, reported beside the loss's own
+    clip_norm     the largest global norm of the gradients
+    accumulate    cut every batch into so many pieces, one after the other: less memory, the same step up to the order of
+                  summation; refused with BatchNorm, whose statistics are the whole batch's
+    trainable     which parameters learn: names or a predicate on names; None is all
+    engine        "auto", or one of `model.backend.engines`
+
+    Raises `ShapeError`, `NameUnknown`, `ValueError` for settings that cannot work together.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        loss: Loss,
+        optimizer: Optimizer,
+        metrics: Iterable[str | Metric] = (),
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        trainable: Names | None = None,
+        engine: str = "auto",
+    ) -> None:
+        check_trainer(model, loss, optimizer, clip_norm, accumulate)
+        self.model = model
+        self.engine = chosen_engine(model.backend, engine)
+        self.epoch = 0  # finished epochs
+        self.steps = 0  # finished optimiser steps
+        self.history: dict[str, list[float]] = {}
+        self.stop_reason: str | None = None
+        self.epochs_planned = 0
+        self.epoch_progress = (0, 0)
+        self._lr: float | Schedule = optimizer.lr  # type: ignore[attr-defined]  # every rule has a rate
+        self._best: Tree | None = None
+        self._rows: Rows | None = None
+        self._step = Step(
+            model.plan,
+            loss,
+            optimizer,
+            trainable_names(model, trainable),
+            clip_norm,
+            accumulate,
+            resolve_metrics(metrics, loss),
+        )
+        self._state = optimizer.init({name: model.params[name] for name in self._step.trainable})
+        self._runner: Runner | None = None
+        self._version = -1
+
+    # --- settings -------------------------------------------------------------------------------------------------
+
+    @property
+    def loss(self) -> Loss:
+        return self._step.loss
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self._step.optimizer
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return self._step.metrics
+
+    @property
+    def lr(self) -> float:
+        """The rate of the next step. Setting it replaces a schedule by that number; nothing is recorded anew."""
+        return rate_at(self._lr, self.steps)
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"lr must be a finite number of at least 0; it is {value!r}.")
+        self._lr = float(value)
+
+    # --- the engine -----------------------------------------------------------------------------------------------
+
+    def _run_engine(self) -> Runner:
+        """The Runner, holding the newest values whoever changed them."""
+        weights = self.model._weights  # noqa: SLF001  # Trainer is the one partner that model's weights are lent to
+        if self._runner is None or weights.version != self._version:
+            state = self._state if self._runner is None else self._runner.read()["state"]
+            runner = EagerRunner(self._step, self.model.backend) if self._runner is None else self._runner
+            runner.load({**weights.tree, "state": dict(state)})
+            self._runner = runner
+            self._version = weights.lend(runner.read)
+        return self._runner
+
+    def _advanced(self, steps: int) -> None:
+        assert self._runner is not None
+        self.steps += steps
+        self.model._weights.changed_by(self._runner.read)  # noqa: SLF001  # as above
+
+    def _tree(self) -> Tree:
+        return self._run_engine().read()
+
+    def _load(self, tree: Tree) -> None:
+        self._run_engine().load(tree)
+        self._advanced(0)
+
+    def _snapshot(self) -> Tree:
+        return {section: copied(arrays, self.model.backend) for section, arrays in self._tree().items()}
+
+    def _scalars(self, steps: np.ndarray) -> dict[str, np.ndarray]:
+        """What the steps of these numbers take as inputs, on the host."""
+        model = self.model
+        rates = np.array([rate_at(self._lr, int(s)) for s in steps] if callable(self._lr) else [self._lr] * len(steps))
+        keys = {
+            f"key.{name}": step_keys(model.seed, model._position(name), steps)  # noqa: SLF001  # as above
+            for name in model.plan.random_nodes()
+        }
+        return {"lr": rates, **keys}
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def step(self, x: Any, t: Any, sample_weight: Any = None) -> Array:
+        """One optimiser step on a batch; the loss as a 0-d array of the backend, which is not waited for.
+
+        Shapes and dtypes are checked (`ShapeError`, `DTypeError`), values are not.
+        """
+        batch = prepare_batch(self.model, self.loss, x, t, sample_weight)
+        check_fit(self.model, int(batch[1].shape[0]), None)
+        scalars = {name: values[0].item() for name, values in self._scalars(np.asarray([self.steps])).items()}
+        loss = self._run_engine().step(*batch, scalars)
+        self._advanced(1)
+        return loss
+
+    def fit(
+        self,
+        x: Any,
+        t: Any = None,
+        *,
+        sample_weight: Any = None,
+        epochs: int = 1,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        validation: tuple[Any, ...] | None = None,
+        callbacks: Collection[Callback] = (),
+        progress: bool = False,
+    ) -> dict[str, list[float]]:
+        """Train for `epochs` more epochs and return the history of all epochs so far, a dict of lists.
+
+        x, t             (N, D) inputs and targets as the loss takes them; or an iterable of (x, t) batches and no t
+        sample_weight    (N,), the weight of each row in the loss; None is equal weights
+        batch_size       rows a step; the last batch of an epoch may be smaller, and counts by its rows
+        shuffle          draw a new order of the rows for every epoch, from the model's seed
+        validation       (x, t) or (x, t, w), evaluated after each epoch: "val_loss", "val_accuracy", ...
+        callbacks        stop conditions and observers, see `xbp.callbacks`
+        progress         a line an epoch on standard error
+
+        Ctrl-C stops after the step at hand; `stop_reason` says why the training ended. Raises `ShapeError`,
+        `DTypeError`, `LabelError`, `DataError` before the first step for data that does not fit, and `NonFiniteLoss` when
+        the loss becomes NaN or infinite: the weights are then those from before the epoch.
+        """
+        observers = check_callbacks(callbacks) + ((Progress(),) if progress else ())
+        source: Rows | Batches
+        if t is None and is_stream(x):
+            source = Batches(x)
+        else:
+            source = open_rows(self.model, self.loss, x, t, sample_weight)
+            check_fit(self.model, source.n, batch_size)
+            self._rows = source
+        held_out = None if validation is None else self._open_validation(validation)
+        if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 0:
+            raise ValueError(f"epochs must be a whole number of at least 0; it is {epochs!r}.")
+        self.stop_reason = None
+        self.epochs_planned = self.epoch + int(epochs)
+        self._run_engine()
+        for observer in observers:
+            observer.on_fit_begin(self)
+        try:
+            with Interrupt() as interrupt:
+                while self.epoch < self.epochs_planned and self.stop_reason is None:
+                    self._epoch(source, batch_size, shuffle, held_out, observers, interrupt)
+            self.stop_reason = self.stop_reason or "epochs"
+        finally:
+            for observer in observers:
+                observer.on_fit_end(self)
+            self._rows = None
+        return {name: list(values) for name, values in self.history.items()}
+
+    def _epoch(
+        self,
+        source: Rows | Batches,
+        batch_size: int,
+        shuffle: bool,
+        held_out: Rows | None,
+        observers: tuple[Callback, ...],
+        interrupt: Interrupt,
+    ) -> None:
+        start, first_step = self._snapshot(), self.steps
+        losses: list[Array] = []
+        reason = None
+        if isinstance(source, Rows):
+            order = epoch_order(self.model.seed, self.epoch, source.n) if shuffle else np.arange(source.n, dtype=np.int32)
+            weights = source.batch_weights(order, batch_size)
+            chunks = self._chunks(source, order, batch_size)
+        else:
+            weights = np.zeros(0)
+            chunks = self._stream(source)
+        done = 0
+        for chunk_losses, chunk_weights in chunks:
+            losses.append(chunk_losses)
+            weights = np.concatenate([weights, chunk_weights]) if isinstance(source, Batches) else weights
+            done += int(chunk_losses.shape[0])
+            self.epoch_progress = (done, len(weights) if isinstance(source, Rows) else 0)
+            reason = interrupt.reason or next((r for o in observers if (r := o.on_chunk_end(self))), None)
+            if reason is not None:
+                break
+        if not losses:
+            self.stop_reason = "no_data"
+            return
+        xp = self.model.xp
+        values = self.model.backend.to_host(losses[0] if len(losses) == 1 else xp.concat(losses)).astype(np.float64)
+        self._check_losses(values, first_step, start)
+        if reason is not None and done < len(weights):
+            self.stop_reason = reason  # in the middle of an epoch: the steps count, the epoch does not
+            return
+        total = weights.sum()
+        line = {"loss": float((values * weights).sum() / total) if total else 0.0}
+        if held_out is not None:
+            line.update({f"val_{name}": value for name, value in self._evaluate(held_out).items()})
+        line["lr"] = rate_at(self._lr, self.steps - 1)
+        for name, value in line.items():
+            self.history.setdefault(name, []).append(value)
+        self.epoch += 1
+        reasons = [reason, *(o.on_epoch_end(self) for o in observers)]
+        self.stop_reason = next((r for r in reasons if r), None)
+
+    def _chunks(self, rows: Rows, order: np.ndarray, batch_size: int) -> Any:
+        """Losses (K,) of each chunk of steps, about `CHUNK_SECONDS` long; the chunking changes no number."""
+        backend, full, rest = self.model.backend, rows.n // batch_size, rows.n % batch_size
+        whole = order[: full * batch_size].reshape(full, batch_size)
+        device_order = backend.asarray(whole) if rows.resident else None
+        at, size, lr = 0, 1, None
+        scalars: dict[str, Array] = {}
+        limit = full if rows.resident else max(1, rows.shard_rows() // batch_size)
+        while at < full:
+            if lr is not self._lr:  # the first chunk of the epoch, or a rate that was set since
+                lr, offset = self._lr, at
+                scalars = self._device_scalars(self.steps, full - at)
+            stop = min(full, at + min(size, limit))
+            now = {name: values[at - offset : stop - offset] for name, values in scalars.items()}
+            began = time.monotonic()
+            if device_order is not None:
+                losses = self._run_engine().run(rows.x, rows.t, rows.w, device_order[at:stop, :], now)
+            else:
+                losses = self._run_shard(rows, whole[at:stop], now)
+            self._advanced(stop - at)
+            yield losses, np.zeros(0)
+            backend.synchronize()
+            seconds = max((time.monotonic() - began) / (stop - at), 1e-7)
+            at, size = stop, max(1, min(int(CHUNK_SECONDS / seconds), 4 * size))
+        if rest:
+            tail, now = order[full * batch_size :][None, :], self._device_scalars(self.steps, 1)
+            if rows.resident:
+                losses = self._run_engine().run(rows.x, rows.t, rows.w, backend.asarray(tail), now)
+            else:
+                losses = self._run_shard(rows, tail, now)
+            self._advanced(1)
+            yield losses, np.zeros(0)
+
+    def _run_shard(self, rows: Rows, order: np.ndarray, scalars: Mapping[str, Array]) -> Array:
+        x, t, w = rows.on_device(order.reshape(-1))
+        index = self.model.backend.asarray(np.arange(order.size, dtype=np.int32).reshape(order.shape))
+        return self._run_engine().run(x, t, w, index, scalars)
+
+    def _device_scalars(self, first: int, count: int) -> dict[str, Array]:
+        backend = self.model.backend
+        host = self._scalars(np.arange(first, first + count))
+        return {n: backend.asarray(v, self.model.dtype if v.dtype.kind == "f" else None) for n, v in host.items()}
+
+    def _stream(self, batches: Batches) -> Any:
+        for x, t, w in batches:
+            loss = self.step(x, t, w)
+            weight = float(len(t)) if w is None else float(np.sum(np.asarray(w, dtype=np.float64)))
+            yield self.model.xp.reshape(loss, (1,)), np.asarray([weight])
+
+    def _check_losses(self, values: np.ndarray, first_step: int, start: Tree) -> None:
+        bad = np.flatnonzero(~np.isfinite(values))
+        if not bad.size:
+            return
+        rate = rate_at(self._lr, first_step + int(bad[0]))
+        self._load(start)
+        self.steps = first_step
+        self.stop_reason = "non_finite_loss"
+        raise NonFiniteLoss(
+            f"The loss became {values[bad[0]]} at step {bad[0] + 1} of epoch {self.epoch + 1}, with lr={rate:g}. The weights "
+            "from before that epoch are back in the model. Try a smaller lr, clip_norm=1.0, or scale the inputs."
+        )
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, x: Any, t: Any, sample_weight: Any = None) -> dict[str, float]:
+        """{"loss": ..., "accuracy": ..., ...} over the rows, as floats. Raises as `fit` does."""
+        return self._evaluate(open_rows(self.model, self.loss, x, t, sample_weight))
+
+    def _open_validation(self, validation: Any) -> Rows:
+        if not isinstance(validation, tuple | list) or len(validation) not in (2, 3):
+            raise ValueError("validation must be (x, t) or (x, t, w).")
+        return open_rows(self.model, self.loss, *validation, *([None] if len(validation) == 2 else []), what="validation x")
+
+    def _evaluate(self, rows: Rows) -> dict[str, float]:
+        tree, xp = self._tree(), self.model.xp
+        parts = [
+            self._step.sums(tree["params"], tree["buffers"], x, t, w, xp=xp) for x, t, w in rows.chunks(EVALUATION_ROWS)
+        ]
+        sums = self.model.backend.to_host(xp.stack(parts)).astype(np.float64).sum(axis=0)
+        results = {"loss": float(sums[0] / sums[1]) if sums[1] else 0.0}
+        at = 2
+        for metric in self.metrics:
+            results[metric.name] = metric.value(sums[at : at + metric.size])
+            at += metric.size
+        return results
+
+    def gradient_norm(self) -> float:
+        """Norm of the gradient of the mean loss over the rows of the fit at hand (callbacks call it). Waits."""
+        if self._rows is None:
+            raise ValueError("gradient_norm() is for callbacks of a fit on arrays; there is no such fit at hand.")
+        tree, xp, total = self._tree(), self.model.xp, None
+        scalars = {name: values[0].item() for name, values in self._scalars(np.asarray([self.steps])).items()}
+        weights = self._rows.batch_weights(np.arange(self._rows.n), EVALUATION_ROWS)
+        for (x, t, w), weight in zip(self._rows.chunks(EVALUATION_ROWS), weights / weights.sum(), strict=True):
+            grads = self._step.gradients(tree["params"], tree["buffers"], x, t, w, scalars, xp=xp).grads
+            scaled = {name: g * float(weight) for name, g in grads.items()}
+            total = scaled if total is None else {name: g + scaled[name] for name, g in total.items()}
+        assert total is not None  # a fit has rows
+        return float(self.model.backend.to_host(global_norm(total, xp=xp)))
+
+    # --- keeping --------------------------------------------------------------------------------------------------
+
+    def keep_best(self) -> None:
+        """Remember the parameters and buffers of this moment, on the device."""
+        tree = self._snapshot()
+        self._best = {"params": tree["params"], "buffers": tree["buffers"]}
+
+    def restore_best(self) -> bool:
+        """Bring back what `keep_best` remembered; False where there is nothing."""
+        if self._best is None:
+            return False
+        self._load({**self._tree(), **{section: dict(arrays) for section, arrays in self._best.items()}})
+        return True
+
+    def save(self, path: str | Path) -> None:
+        """Write everything a resume needs to one file, whole or not at all. `Network.load` opens it too.
+
+        Raises `CheckpointError` where the file cannot be written, or a schedule is a plain function.
+        """
+        checkpoint.save(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        backend: str | Backend = "auto",
+        engine: str | None = None,
+        custom: Mapping[str, type] | None = None,
+    ) -> Self:
+        """The trainer in a file that `save` wrote. Training goes on bit for bit as if it had never stopped.
+
+        engine    another engine than the one of the file
+        custom    your own classes of layers, losses, optimisers, schedules by name
+        """
+        loaded: Self = checkpoint.load(cls, path, backend, engine, custom or {})
+        return loaded
