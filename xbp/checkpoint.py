@@ -37,17 +37,17 @@ CLASSES: dict[str, type] = {
 
 def save(trainer: Any, path: str | Path) -> None:
     model, backend = trainer.model, trainer.model.backend
-    tree = trainer._tree()  # noqa: SLF001  # the checkpoint is Trainer's own
+    tree = trainer._tree()  # the checkpoint is Trainer's own
     arrays = {**tree["params"], **tree["buffers"]}
     arrays.update({STATE + name: a for name, a in tree["state"].items()})
-    for section in (trainer._best or {}).values():  # noqa: SLF001  # as above
+    for section in (trainer._best or {}).values():  # as above
         arrays.update({BEST + name: a for name, a in section.items()})
     header = {**model.header(), "trainer": _settings(trainer)}
     storage.write(path, {name: backend.to_host(a) for name, a in arrays.items()}, header)
 
 
 def _settings(trainer: Any) -> dict[str, Any]:
-    step, lr = trainer._step, trainer._lr  # noqa: SLF001  # as above
+    step, lr = trainer._step, trainer._lr  # as above
     optimizer = step.optimizer
     rule = {"type": type(optimizer).__name__}
     for name, value in vars(optimizer).items():
@@ -94,9 +94,9 @@ def load(
         )
         trainer.epoch, trainer.steps = int(settings["epoch"]), int(settings["steps"])
         trainer.history = {name: [float(v) for v in values] for name, values in settings["history"].items()}
-        trainer._state = _section(arrays, trainer._state, STATE, model.backend)  # noqa: SLF001  # as above
+        trainer._state = _section(arrays, trainer._state, STATE, model.backend)  # as above
         if any(name.startswith(BEST) for name in arrays):
-            trainer._best = {  # noqa: SLF001  # as above
+            trainer._best = {  # as above
                 "params": _section(arrays, dict(model.params), BEST, model.backend),
                 "buffers": _section(arrays, dict(model.buffers), BEST, model.backend),
             }

@@ -13,22 +13,20 @@ from .losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from .model import Model
 from .optimizers import Names, Optimizer, selects
 
-__all__ = ["check_fit", "check_trainer", "chosen_engine", "trainable_names"]
+__all__ = ["check_fit", "check_trainer", "chosen_engine", "trainable_names", "whole_number"]
 
 
-def check_trainer(
-    model: object, loss: object, optimizer: object, clip_norm: float | None, accumulate: int
-) -> None:
+def check_trainer(model: object, loss: object, optimizer: object, clip_norm: float | None, accumulate: int) -> None:
     """Raise for parts that are of the wrong kind or do not work together; warn of a squashed output before a softmax."""
     for name, value, kind in (("model", model, Model), ("loss", loss, Loss), ("optimizer", optimizer, Optimizer)):
         if not isinstance(value, kind):
             made = f" Write {value.__name__}(...)." if isinstance(value, type) else ""
             raise TypeError(f"{name} must be a {kind.__name__}; it is {value!r:.80}.{made}")
-    assert isinstance(model, Model) and isinstance(loss, Loss)  # the loop above has made sure
+    assert isinstance(model, Model)  # the loop above has made sure
+    assert isinstance(loss, Loss)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be above 0, or None for no clipping; it is {clip_norm!r}.")
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(f"accumulate must be a whole number of at least 1; it is {accumulate!r}.")
+    whole_number("accumulate", accumulate, 1)
     if accumulate > 1 and _batch_norms(model):
         raise ValueError(
             f"accumulate={accumulate} cuts batches into pieces, but BatchNorm's statistics are the whole batch's. "
@@ -38,7 +36,9 @@ def check_trainer(
     if width is not None:
         loss.target_width(width)
     last = next(node.layer for node in model.plan.nodes if node.name == model.plan.output) if model.plan.nodes else None
-    if isinstance(loss, SoftmaxCrossEntropy | SigmoidCrossEntropy) and isinstance(last, Sigmoid | Tanh | Softmax | ReLU):
+    if isinstance(loss, SoftmaxCrossEntropy | SigmoidCrossEntropy) and isinstance(
+        last, Sigmoid | Tanh | Softmax | ReLU
+    ):
         warnings.warn(
             f"The network ends in {last}, and {type(loss).__name__} squashes its input itself. Scores squeezed twice "
             "cannot express sure answers; end the network in Affine.",
@@ -51,11 +51,18 @@ def _batch_norms(model: Model) -> list[str]:
     return [node.name for node in model.plan.nodes if isinstance(node.layer, BatchNorm)]
 
 
+def whole_number(name: str, value: object, least: int) -> int:
+    """`value` as an int. Raises `ValueError` for anything but a whole number of at least `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value.__index__()) < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}; it is {value!r}.")
+    return int(value.__index__())
+
+
 def check_fit(model: Model, n: int, batch_size: int | None) -> None:
     """Raise for a batch size that is no size, or leaves BatchNorm a batch of one row. None: one batch of n rows."""
     size = n if batch_size is None else batch_size
-    if isinstance(size, bool) or not hasattr(size, "__index__") or int(size) < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1; it is {batch_size!r}.")
+    if batch_size is not None:
+        whole_number("batch_size", batch_size, 1)
     names = _batch_norms(model)
     last = n % int(size) or min(int(size), n)
     if names and (last == 1 or int(size) == 1):

@@ -6,6 +6,7 @@ training, wherever they lie. Resident data is moved once, before the first step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from .losses import Loss
 from .model import Model
 from .typing import Array, Inputs
 
-__all__ = ["Batches", "Rows", "is_stream", "open_rows", "prepare_batch"]
+__all__ = ["Batches", "Order", "Rows", "is_stream", "open_rows", "prepare_batch"]
 
 SHARD = 64 * 2**20  # bytes of a memory map that are moved together
 
@@ -45,7 +46,8 @@ class Rows:
     def shard_rows(self) -> int:
         """How many rows are moved together where they are not resident."""
         arrays = list(self.x.values()) if isinstance(self.x, Mapping) else [self.x]
-        return max(1, SHARD // max(1, sum(a[:1].size * 4 for a in arrays)))
+        row: int = sum(math.prod(a.shape[1:]) for a in arrays)
+        return max(1, SHARD // (8 * max(1, row)))
 
     def on_device(self, rows: np.ndarray | slice) -> tuple[Inputs, Array, Array | None]:
         """These rows, moved."""
@@ -77,6 +79,33 @@ class Rows:
         return np.add.reduceat(host[order].astype(np.float64), starts)
 
 
+class Order:
+    """The batches of one epoch: `order` (n,) cut into `full` batches of `batch_size` rows, and one of the rest."""
+
+    def __init__(self, rows: Rows, order: np.ndarray, batch_size: int) -> None:
+        self.full, rest = divmod(rows.n, batch_size)
+        self.count = self.full + (rest > 0)
+        self._rows = rows
+        self._whole = order[: self.full * batch_size].reshape(self.full, batch_size)
+        self._tail = order[self.full * batch_size :][None, :]
+        self._on_device = rows.backend.asarray(self._whole) if rows.resident else None
+        self._limit = self.full if rows.resident else max(1, rows.shard_rows() // batch_size)
+
+    def stop(self, at: int, size: int) -> int:
+        """Where a chunk of about `size` batches ends that starts at batch `at`: all of one length, within a shard."""
+        return at + 1 if at >= self.full else min(self.full, at + min(size, self._limit))
+
+    def batches(self, at: int, stop: int) -> tuple[Inputs, Array, Array | None, Array]:
+        """(x, t, w, index (K, B)) of the batches from `at` to `stop`, for `Runner.run`."""
+        rows = self._rows
+        index = self._whole[at:stop] if at < self.full else self._tail
+        if self._on_device is not None:
+            moved = self._on_device[at:stop, :] if at < self.full else rows.backend.asarray(index)
+            return rows.x, rows.t, rows.w, moved
+        x, t, w = rows.on_device(index.reshape(-1))
+        return x, t, w, rows.backend.asarray(np.arange(index.size, dtype=np.int32).reshape(index.shape))
+
+
 def open_rows(model: Model, loss: Loss, x: Any, t: Any, w: Any, *, what: str = "x") -> Rows:
     """Check and move the data of a fit or an evaluation; everything checkable is checked here, before the first step.
 
@@ -85,13 +114,17 @@ def open_rows(model: Model, loss: Loss, x: Any, t: Any, w: Any, *, what: str = "
     backend = model.backend
     arrays = checked_inputs(x, model.plan, backend)
     if t is None:
-        raise DataError("There are no targets: t is None. Only an iterable of (x, t) batches comes without a separate t.")
+        raise DataError(
+            "There are no targets: t is None. Only an iterable of (x, t) batches comes without a separate t."
+        )
     n = length(arrays)
     if n == 0:
         raise ShapeError(f"{what} has no rows, so there is nothing to learn from.")
     for name, a in arrays.items():
         if a.ndim == 0 or a.shape[0] != n:
-            raise ShapeError(f"The inputs differ in their number of rows: {name!r} has shape {tuple(a.shape)}, not {n} rows.")
+            raise ShapeError(
+                f"The inputs differ in their number of rows: {name!r} has shape {tuple(a.shape)}, not {n} rows."
+            )
         check_finite(name, a, backend)
     mapped = any(isinstance(a, np.memmap) for a in arrays.values())
     targets = _targets(model, loss, t, n, output_width(model))
@@ -182,5 +215,7 @@ class Batches:
         self.epochs_read += 1
         for i, batch in enumerate(self.source):
             if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-                raise DataError(f"Batch {i} of the iterable must be (x, t) or (x, t, w); it is a {type(batch).__name__}.")
+                raise DataError(
+                    f"Batch {i} of the iterable must be (x, t) or (x, t, w); it is a {type(batch).__name__}."
+                )
             yield batch[0], batch[1], batch[2] if len(batch) == 3 else None

@@ -39,7 +39,7 @@ def build(data: Any, classes: Mapping[str, type]) -> Any:
         return tuple(build(v, classes) for v in data)
     if not isinstance(data, dict):
         return data
-    kind = data.get("type")
+    kind = str(data.get("type"))
     if kind not in classes:
         raise CheckpointError(
             unknown_name_text("class in the file", kind, classes) + " A class of your own is passed in custom={name: class}."

@@ -14,7 +14,8 @@ __all__ = ["log_softmax", "relu", "sigmoid", "softmax"]
 
 
 def _namespace(name: str, x: Array) -> Namespace:
-    if not is_array_api_obj(x):
+    known: bool = is_array_api_obj(x)  # kept apart: as a guard it would hide that x is an Array
+    if not known:
         raise DTypeError(f"{name} takes an array of an Array API library; it got a {type(x).__name__} ({x!r:.60}).")
     xp: Namespace = array_namespace(x)
     if not xp.isdtype(x.dtype, "real floating"):

@@ -49,9 +49,7 @@ class Graph(Model):
         """The gradient of every node of the last `backward` (and of the inputs, where it was asked for), by name."""
         return MappingProxyType(self._node_grads)
 
-    def backward(
-        self, dy: Any, *, input_gradient: bool = False, accumulate: bool = False
-    ) -> dict[str, Array] | None:
+    def backward(self, dy: Any, *, input_gradient: bool = False, accumulate: bool = False) -> dict[str, Array] | None:
         """Fill `grads` and `node_grads` from the gradient of the output; empties `cache`.
 
         input_gradient    also compute and return the gradients of the inputs, by name

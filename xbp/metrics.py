@@ -20,12 +20,12 @@ from .typing import Array, Namespace
 
 __all__ = [
     "METRICS",
+    "R2",
     "Accuracy",
     "BinaryAccuracy",
     "MeanAbsoluteErrorMetric",
     "MeanSquaredErrorMetric",
     "Metric",
-    "R2",
     "RootMeanSquaredError",
     "TopKAccuracy",
     "resolve_metrics",
@@ -58,7 +58,6 @@ def _means(y: Array, t: Array) -> Array:
     return y[:, : t.shape[1]]
 
 
-@dataclass(frozen=True)
 class Accuracy(Metric):
     """Share of rows whose highest score is at the right class. Targets: labels (N,) or probabilities (N, C)."""
 
@@ -71,7 +70,6 @@ class Accuracy(Metric):
         return _weighted(xp.astype(right, y.dtype), w, xp)
 
 
-@dataclass(frozen=True)
 class BinaryAccuracy(Metric):
     """Share of answers on the right side: score above 0 where the target is above 1/2; the mean over K answers a row."""
 
@@ -98,7 +96,6 @@ class TopKAccuracy(Metric):
         return _weighted(xp.astype(above < self.k, y.dtype), w, xp)
 
 
-@dataclass(frozen=True)
 class MeanAbsoluteErrorMetric(Metric):
     """Mean of |y - t|."""
 
@@ -108,7 +105,6 @@ class MeanAbsoluteErrorMetric(Metric):
         return _weighted(xp.mean(xp.abs(_means(y, t) - t), axis=1), w, xp)
 
 
-@dataclass(frozen=True)
 class MeanSquaredErrorMetric(Metric):
     """Mean of (y - t)^2."""
 
@@ -119,7 +115,6 @@ class MeanSquaredErrorMetric(Metric):
         return _weighted(xp.mean(d * d, axis=1), w, xp)
 
 
-@dataclass(frozen=True)
 class RootMeanSquaredError(MeanSquaredErrorMetric):
     """Root of the mean of (y - t)^2, in the units of t."""
 
@@ -129,7 +124,6 @@ class RootMeanSquaredError(MeanSquaredErrorMetric):
         return math.sqrt(super().value(sums))
 
 
-@dataclass(frozen=True)
 class R2(Metric):
     """1 - sum (y - t)^2 / sum (t - mean t)^2, over all outputs together; NaN where the targets do not vary."""
 

@@ -115,7 +115,13 @@ class Model:
         number = self.passes if step is None else step
         tree = self._weights.tree
         passed = forward(
-            self.plan, tree["params"], tree["buffers"], x, xp=self.xp, train=train, keys=self._keys(number) if train else None
+            self.plan,
+            tree["params"],
+            tree["buffers"],
+            x,
+            xp=self.xp,
+            train=train,
+            keys=self._keys(number) if train else None,
         )
         self._cache, self._output = passed.caches, passed.y
         if train:
@@ -132,7 +138,9 @@ class Model:
             )
         dy = taken("dy", dy, self.backend, self.dtype)
         if tuple(dy.shape) != tuple(self._output.shape):
-            raise ShapeError(f"dy must have the shape of the output, {tuple(self._output.shape)}; it has {tuple(dy.shape)}.")
+            raise ShapeError(
+                f"dy must have the shape of the output, {tuple(self._output.shape)}; it has {tuple(dy.shape)}."
+            )
         caches, self._cache, self._output = self._cache, {}, None
         grads, slopes = backward(self.plan, caches, dy, wanted=wanted, xp=self.xp)
         grads = {name: grads[name] for name in self.params if name in grads}
@@ -161,9 +169,7 @@ class Model:
 
     def _keys(self, step: int) -> dict[str, int]:
         steps = np.asarray([step])
-        return {
-            name: int(step_keys(self.seed, self._position(name), steps)[0]) for name in self.plan.random_nodes()
-        }
+        return {name: int(step_keys(self.seed, self._position(name), steps)[0]) for name in self.plan.random_nodes()}
 
     def _position(self, name: str) -> int:
         return next(i for i, node in enumerate(self.plan.nodes) if node.name == name)
@@ -263,4 +269,3 @@ class Model:
             except (KeyError, ShapeError, DTypeError) as error:
                 raise CheckpointError(f"{path} does not fit the model it describes: {error}") from error
         return model
-

@@ -27,9 +27,7 @@ class Runner(Protocol):
     def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
         """One step; the loss () as an array of the backend, not waited for."""
 
-    def run(
-        self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]
-    ) -> Array:
+    def run(self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]) -> Array:
         """K steps over rows `index` (K, B) of arrays on the device, with scalars (K,) each; the losses (K,)."""
 
     def read(self) -> Tree:
@@ -66,9 +64,7 @@ class EagerRunner:
         self._tree = {"params": params, "buffers": buffers, "state": state}
         return loss
 
-    def run(
-        self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]
-    ) -> Array:
+    def run(self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]) -> Array:
         xp, losses = self._backend.xp, []
         for k in range(index.shape[0]):
             rows = index[k, :]

@@ -67,7 +67,15 @@ class Step:
         return new_params, dict(buffers), new_state, loss
 
     def gradients(
-        self, params: Arrays, buffers: Arrays, x: Inputs, t: Array, weight: Array | None, scalars: Scalars, *, xp: Namespace
+        self,
+        params: Arrays,
+        buffers: Arrays,
+        x: Inputs,
+        t: Array,
+        weight: Array | None,
+        scalars: Scalars,
+        *,
+        xp: Namespace,
     ) -> Gradients:
         """Loss and gradients of a batch, in `accumulate` pieces whose weighted sum is the whole batch's."""
         n = t.shape[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +13,8 @@ import numpy as np
 from . import checkpoint
 from .backend import Backend
 from .callbacks import Callback, Progress, check_callbacks
-from .checks import check_fit, check_trainer, chosen_engine, trainable_names
-from .data import Batches, Rows, is_stream, open_rows, prepare_batch
+from .checks import check_fit, check_trainer, chosen_engine, trainable_names, whole_number
+from .data import Batches, Order, Rows, is_stream, open_rows, prepare_batch
 from .errors import NonFiniteLoss
 from .interrupt import Interrupt
 from .losses import Loss
@@ -116,7 +116,7 @@ class Trainer:
 
     def _run_engine(self) -> Runner:
         """The Runner, holding the newest values whoever changed them."""
-        weights = self.model._weights  # noqa: SLF001  # Trainer is the one partner that model's weights are lent to
+        weights = self.model._weights  # Trainer is the one partner that model's weights are lent to
         if self._runner is None or weights.version != self._version:
             state = self._state if self._runner is None else self._runner.read()["state"]
             runner = EagerRunner(self._step, self.model.backend) if self._runner is None else self._runner
@@ -128,7 +128,7 @@ class Trainer:
     def _advanced(self, steps: int) -> None:
         assert self._runner is not None
         self.steps += steps
-        self.model._weights.changed_by(self._runner.read)  # noqa: SLF001  # as above
+        self.model._weights.changed_by(self._runner.read)  # as above
 
     def _tree(self) -> Tree:
         return self._run_engine().read()
@@ -145,7 +145,7 @@ class Trainer:
         model = self.model
         rates = np.array([rate_at(self._lr, int(s)) for s in steps] if callable(self._lr) else [self._lr] * len(steps))
         keys = {
-            f"key.{name}": step_keys(model.seed, model._position(name), steps)  # noqa: SLF001  # as above
+            f"key.{name}": step_keys(model.seed, model._position(name), steps)  # as above
             for name in model.plan.random_nodes()
         }
         return {"lr": rates, **keys}
@@ -200,10 +200,8 @@ class Trainer:
             check_fit(self.model, source.n, batch_size)
             self._rows = source
         held_out = None if validation is None else self._open_validation(validation)
-        if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 0:
-            raise ValueError(f"epochs must be a whole number of at least 0; it is {epochs!r}.")
         self.stop_reason = None
-        self.epochs_planned = self.epoch + int(epochs)
+        self.epochs_planned = self.epoch + whole_number("epochs", epochs, 0)
         self._run_engine()
         for observer in observers:
             observer.on_fit_begin(self)
@@ -211,12 +209,16 @@ class Trainer:
             with Interrupt() as interrupt:
                 while self.epoch < self.epochs_planned and self.stop_reason is None:
                     self._epoch(source, batch_size, shuffle, held_out, observers, interrupt)
-            self.stop_reason = self.stop_reason or "epochs"
+            self._stop("epochs")
         finally:
             for observer in observers:
                 observer.on_fit_end(self)
             self._rows = None
         return {name: list(values) for name, values in self.history.items()}
+
+    def _stop(self, reason: str | None) -> None:
+        """Note why the training ends; the first reason counts."""
+        self.stop_reason = self.stop_reason or reason
 
     def _epoch(
         self,
@@ -231,7 +233,9 @@ class Trainer:
         losses: list[Array] = []
         reason = None
         if isinstance(source, Rows):
-            order = epoch_order(self.model.seed, self.epoch, source.n) if shuffle else np.arange(source.n, dtype=np.int32)
+            order = (
+                epoch_order(self.model.seed, self.epoch, source.n) if shuffle else np.arange(source.n, dtype=np.int32)
+            )
             weights = source.batch_weights(order, batch_size)
             chunks = self._chunks(source, order, batch_size)
         else:
@@ -247,13 +251,13 @@ class Trainer:
             if reason is not None:
                 break
         if not losses:
-            self.stop_reason = "no_data"
+            self._stop("no_data")
             return
         xp = self.model.xp
         values = self.model.backend.to_host(losses[0] if len(losses) == 1 else xp.concat(losses)).astype(np.float64)
         self._check_losses(values, first_step, start)
         if reason is not None and done < len(weights):
-            self.stop_reason = reason  # in the middle of an epoch: the steps count, the epoch does not
+            self._stop(reason)  # in the middle of an epoch: the steps count, the epoch does not
             return
         total = weights.sum()
         line = {"loss": float((values * weights).sum() / total) if total else 0.0}
@@ -263,53 +267,33 @@ class Trainer:
         for name, value in line.items():
             self.history.setdefault(name, []).append(value)
         self.epoch += 1
-        reasons = [reason, *(o.on_epoch_end(self) for o in observers)]
-        self.stop_reason = next((r for r in reasons if r), None)
+        for ending in [reason, *(o.on_epoch_end(self) for o in observers)]:
+            self._stop(ending)
 
-    def _chunks(self, rows: Rows, order: np.ndarray, batch_size: int) -> Any:
+    def _chunks(self, rows: Rows, order: np.ndarray, batch_size: int) -> Iterator[tuple[Array, np.ndarray]]:
         """Losses (K,) of each chunk of steps, about `CHUNK_SECONDS` long; the chunking changes no number."""
-        backend, full, rest = self.model.backend, rows.n // batch_size, rows.n % batch_size
-        whole = order[: full * batch_size].reshape(full, batch_size)
-        device_order = backend.asarray(whole) if rows.resident else None
-        at, size, lr = 0, 1, None
-        scalars: dict[str, Array] = {}
-        limit = full if rows.resident else max(1, rows.shard_rows() // batch_size)
-        while at < full:
+        batches, at, size = Order(rows, order, batch_size), 0, 1
+        lr: object = None
+        while at < batches.count:
             if lr is not self._lr:  # the first chunk of the epoch, or a rate that was set since
                 lr, offset = self._lr, at
-                scalars = self._device_scalars(self.steps, full - at)
-            stop = min(full, at + min(size, limit))
+                scalars = self._device_scalars(self.steps, batches.count - at)
+            stop = batches.stop(at, size)
             now = {name: values[at - offset : stop - offset] for name, values in scalars.items()}
             began = time.monotonic()
-            if device_order is not None:
-                losses = self._run_engine().run(rows.x, rows.t, rows.w, device_order[at:stop, :], now)
-            else:
-                losses = self._run_shard(rows, whole[at:stop], now)
+            losses = self._run_engine().run(*batches.batches(at, stop), now)
             self._advanced(stop - at)
             yield losses, np.zeros(0)
-            backend.synchronize()
+            self.model.backend.synchronize()
             seconds = max((time.monotonic() - began) / (stop - at), 1e-7)
             at, size = stop, max(1, min(int(CHUNK_SECONDS / seconds), 4 * size))
-        if rest:
-            tail, now = order[full * batch_size :][None, :], self._device_scalars(self.steps, 1)
-            if rows.resident:
-                losses = self._run_engine().run(rows.x, rows.t, rows.w, backend.asarray(tail), now)
-            else:
-                losses = self._run_shard(rows, tail, now)
-            self._advanced(1)
-            yield losses, np.zeros(0)
-
-    def _run_shard(self, rows: Rows, order: np.ndarray, scalars: Mapping[str, Array]) -> Array:
-        x, t, w = rows.on_device(order.reshape(-1))
-        index = self.model.backend.asarray(np.arange(order.size, dtype=np.int32).reshape(order.shape))
-        return self._run_engine().run(x, t, w, index, scalars)
 
     def _device_scalars(self, first: int, count: int) -> dict[str, Array]:
         backend = self.model.backend
         host = self._scalars(np.arange(first, first + count))
         return {n: backend.asarray(v, self.model.dtype if v.dtype.kind == "f" else None) for n, v in host.items()}
 
-    def _stream(self, batches: Batches) -> Any:
+    def _stream(self, batches: Batches) -> Iterator[tuple[Array, np.ndarray]]:
         for x, t, w in batches:
             loss = self.step(x, t, w)
             weight = float(len(t)) if w is None else float(np.sum(np.asarray(w, dtype=np.float64)))
@@ -337,7 +321,9 @@ class Trainer:
     def _open_validation(self, validation: Any) -> Rows:
         if not isinstance(validation, tuple | list) or len(validation) not in (2, 3):
             raise ValueError("validation must be (x, t) or (x, t, w).")
-        return open_rows(self.model, self.loss, *validation, *([None] if len(validation) == 2 else []), what="validation x")
+        return open_rows(
+            self.model, self.loss, *validation, *([None] if len(validation) == 2 else []), what="validation x"
+        )
 
     def _evaluate(self, rows: Rows) -> dict[str, float]:
         tree, xp = self._tree(), self.model.xp

@@ -6,16 +6,15 @@ The scaling is kept as plain numbers, because a model is worth nothing on new da
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ..errors import DTypeError, ShapeError
 
-__all__ = ["Dataset", "Scaling", "float_dtype", "place", "standardise"]
+__all__ = ["Dataset", "Scaling", "float_dtype"]
 
 _ROWS = 1 << 17  # values scaled at a time, so that no intermediate grows with the data
 
@@ -65,7 +64,8 @@ class Scaling:
         step = max(1, _ROWS // max(1, width))
         for i in range(0, len(x), step):
             rows = np.subtract(x[i : i + step], offset, dtype=work)
-            np.multiply(rows, factor, out=out[i : i + step], casting="same_kind")
+            with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which `fit` refuses by row and column
+                np.multiply(rows, factor, out=out[i : i + step], casting="same_kind")
         return out
 
     def to_json(self) -> dict[str, Any]:
@@ -113,49 +113,3 @@ def float_dtype(name: str) -> np.dtype[Any]:
     if name not in ("float32", "float64"):
         raise DTypeError(f"dtype={name!r}: data can be float32 or float64.")
     return np.dtype(name)
-
-
-def place(
-    blocks: Iterable[np.ndarray], held_out: np.ndarray, width: int, scaling: Scaling, dtype: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """(x, x_test): the rows of all blocks, scaled, each put where the mask `held_out` (N,) says, in the order read.
-
-    The one way from any source to its arrays: besides the result it needs room for one block.
-    """
-    n_test = int(np.count_nonzero(held_out))
-    x_test = np.empty((n_test, width), float_dtype(dtype))
-    x = np.empty((len(held_out) - n_test, width), x_test.dtype)
-    row = i = j = 0
-    for block in blocks:
-        y = scaling.apply(block, dtype)
-        mask = held_out[row : row + len(y)]
-        for out, start, rows in ((x, i, y[~mask]), (x_test, j, y[mask])):
-            out[start : start + len(rows)] = rows
-        row, j = row + len(y), j + int(np.count_nonzero(mask))
-        i = row - j
-    return x, x_test
-
-
-def standardise(blocks: Sequence[np.ndarray], held_out: np.ndarray) -> Scaling:
-    """The scaling to mean 0 and deviation 1 of the rows (float64) that are not held out.
-
-    A column that is the same in all of them becomes 0 and has factor 1: dividing by what rounding leaves of its
-    deviation would blow up the first row that differs.
-    """
-    starts = np.cumsum([0] + [len(block) for block in blocks])
-    kept = [~held_out[i:j] for i, j in pairwise(starts)]
-    n = sum(int(np.count_nonzero(keep)) for keep in kept)
-    width = blocks[0].shape[1]
-    low, high, total, squares = np.full(width, np.inf), np.full(width, -np.inf), np.zeros(width), np.zeros(width)
-    for block, keep in zip(blocks, kept, strict=True):
-        rows = block[keep]
-        low = np.minimum(low, rows.min(axis=0, initial=np.inf))
-        high = np.maximum(high, rows.max(axis=0, initial=-np.inf))
-    span = np.where(high > low, high - low, 1.0)
-    for block, keep in zip(blocks, kept, strict=True):  # relative to the lowest, so that large offsets cost no digits
-        total += ((block[keep] - low) / span).sum(axis=0)
-    mean = total / n
-    for block, keep in zip(blocks, kept, strict=True):
-        squares += np.square((block[keep] - low) / span - mean).sum(axis=0)
-    deviation = np.where(high > low, np.sqrt(squares / n) * span, 1.0)
-    return Scaling(tuple(low + mean * span), tuple(1 / deviation))

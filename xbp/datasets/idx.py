@@ -12,62 +12,124 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NamedTuple
 
 import numpy as np
 
 from ..errors import DataError
+from .assembly import Raw, place
+from .dataset import Scaling
+from .targets import encode
 
-__all__ = ["IdxFile", "Pair", "find"]
+__all__ = ["IdxFile", "read", "read_features"]
 
 _FILE_NAMES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte"
 
 _NAME = re.compile(r"(?:.+[-_.])?(train|t10k|test)[-_](images|labels)[-.]idx\d[-.]ubyte(?:\.gz)?")
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _BLOCK = 1 << 20  # bytes read at a time
+_BYTES = Scaling(0.0, 1 / 255)
 
 
-class Pair(NamedTuple):
-    """The two files of one part."""
+def read(folder: Path, task: str) -> Raw:
+    """The images and labels of a folder, by MNIST's names; without a t10k part all rows are for training."""
+    files = _find(folder)
+    for part in ("train", "t10k"):
+        there = {what for p, what in files if p == part}
+        if len(there) == 1:
+            lacking = "labels" if "images" in there else "images"
+            name = files[part, there.pop()].name
+            raise DataError(f"Folder {str(folder)!r} has {name}, but not the file with the {lacking} to it.")
+    if ("train", "images") not in files:
+        raise _nothing_in(folder)
+    parts = [part for part in ("train", "t10k") if (part, "images") in files]
+    paths = [files[part, "images"] for part in parts]
+    labels = [_labels(files[part, "labels"]) for part in parts]
+    kinds = []
+    for part, path, t in zip(parts, paths, labels, strict=True):
+        n, shape, dtype = _images(path)
+        kinds.append((shape, dtype))
+        if n != len(t):
+            name = files[part, "labels"].name
+            raise DataError(
+                f"{str(path)!r} has {n:,} images, and {name} has {len(t):,} labels. They do not belong together."
+            )
+    if kinds[0] != kinds[-1]:
+        raise DataError(
+            f"{str(folder)!r}: the images of {paths[0].name} and of {paths[-1].name} differ in size or type."
+        )
+    where = f"{str(folder)!r}: the column of labels"
+    t, classes = encode(np.concatenate(labels), "classification" if task == "auto" else task, where)
+    scaling, n_train = _BYTES if dtype == np.uint8 else Scaling(), len(labels[0]) if len(parts) == 2 else None
+    return Raw(folder.name, _stream(paths), math.prod(shape), t, classes, (), scaling, n_train)
 
-    images: Path
-    labels: Path
+
+def read_features(path: Path, scaling: Scaling, dtype: str) -> np.ndarray:
+    """The images of one file, or of a folder: those for the test, or else those for training."""
+    if path.is_dir():
+        files = _find(path)
+        images = files.get(("t10k", "images")) or files.get(("train", "images"))
+        if images is None:
+            raise _nothing_in(path)
+        path = images
+    n, shape, _ = _images(path)
+    return place(_stream([path]), np.zeros(n, bool), math.prod(shape), scaling, dtype)[0]
 
 
-def find(folder: Path) -> tuple[Pair, Pair | None]:
-    """The IDX files of a folder for training and, where there are such, for the test: MNIST's names, packed or not."""
+def _find(folder: Path) -> dict[tuple[str, str], Path]:
+    """{("train" or "t10k", "images" or "labels"): path}; of a file and its packed twin, the unpacked one."""
     found: dict[tuple[str, str], Path] = {}
-    names = sorted(p.name for p in folder.iterdir())
-    for name in names:
-        match = _NAME.fullmatch(name)
+    for path in sorted(folder.iterdir()):
+        match = _NAME.fullmatch(path.name)
         if match is None:
             continue
-        key = ("train" if match[1] == "train" else "test", match[2])
-        other = found.setdefault(key, folder / name).name
-        if other.removesuffix(".gz") != name.removesuffix(".gz"):
+        key = ("train" if match[1] == "train" else "t10k", match[2])
+        other = found.setdefault(key, path).name
+        if other.removesuffix(".gz") != path.name.removesuffix(".gz"):
             raise DataError(
-                f"Folder {str(folder)!r} has two files for the {key[0]} {key[1]}: {other}, {name}. "
+                f"Folder {str(folder)!r} has two files for the {key[0]} {key[1]}: {other}, {path.name}. "
                 "Keep one of them, or put each data set into a folder of its own."
             )
-    pairs: dict[str, Pair] = {}
-    for part in ("train", "test"):
-        files = {what: found[part, what] for what in ("images", "labels") if (part, what) in found}
-        if len(files) == 2:
-            pairs[part] = Pair(**files)
-        elif files:
-            (there,) = files.values()
-            lacking = "labels" if "images" in files else "images"
-            raise DataError(f"Folder {str(folder)!r} has {there.name}, but not the file with the {lacking} to it.")
-    if "train" not in pairs:
-        inside = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "nothing"
-        raise DataError(
-            f"Folder {str(folder)!r} holds no IDX files to train on. They are named {_FILE_NAMES}, also with .gz; the "
-            f"folder holds {inside}."
-        )
-    return pairs["train"], pairs.get("test")
+    return found
+
+
+def _nothing_in(folder: Path) -> DataError:
+    names = sorted(p.name for p in folder.iterdir())
+    inside = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "nothing"
+    return DataError(
+        f"Folder {str(folder)!r} has no IDX files to train on. They are named {_FILE_NAMES}, also with .gz; the folder "
+        f"has {inside}."
+    )
+
+
+def _labels(path: Path) -> np.ndarray:
+    with IdxFile(path) as file:
+        if len(file.shape) != 1 or file.dtype.kind not in "iu":
+            raise DataError(
+                f"{str(path)!r} has {file.dtype.name} of shape {file.shape}; labels are whole numbers (N,). "
+                "Are images and labels swapped?"
+            )
+        return np.concatenate([np.empty(0, file.dtype), *file.blocks()])
+
+
+def _images(path: Path) -> tuple[int, tuple[int, ...], np.dtype[np.generic]]:
+    """How many images a file has, and of what shape and dtype; of the values nothing is read."""
+    with IdxFile(path) as file:
+        n, *shape = file.shape
+        if not shape or 0 in file.shape:
+            raise DataError(
+                f"{str(path)!r} has shape {file.shape}; images are (N, height, width), one or more. Are images and labels "
+                "swapped?"
+            )
+        return n, tuple(shape), file.dtype
+
+
+def _stream(paths: Iterable[Path]) -> Iterator[np.ndarray]:
+    for path in paths:
+        with IdxFile(path) as file:
+            yield from file.blocks()
 
 
 class IdxFile:
@@ -75,11 +137,12 @@ class IdxFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._raw: IO[bytes] = path.open("rb")
+        self._broken_off = False  # whether the packed data ended before its own end mark
+        self._raw = path.open("rb")
         try:
             packed = self._raw.read(2) == b"\x1f\x8b"
             self._raw.seek(0)
-            self._file: IO[bytes] = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
+            self._file = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
             self._read_head()
             self.total = self.head + math.prod(self.shape) * self.dtype.itemsize
             size = os.fstat(self._raw.fileno()).st_size
@@ -96,7 +159,7 @@ class IdxFile:
         self._raw.close()
 
     def _read_head(self) -> None:
-        magic = self._read(4, 0)
+        magic = self._read(4)
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES or magic[3] == 0:
             raise DataError(
                 f"{str(self.path)!r} is not an IDX file: it starts with the bytes {magic.hex(' ') or '(none)'} instead "
@@ -104,42 +167,34 @@ class IdxFile:
             )
         self.dtype = np.dtype(_TYPES[magic[2]])
         self.head = 4 + 4 * magic[3]
-        lengths = self._read(4 * magic[3], 4)
+        lengths = self._read(4 * magic[3])
         if len(lengths) < 4 * magic[3]:
             raise DataError(f"{str(self.path)!r} is cut off: it ends inside its header of {self.head} bytes.")
         self.shape: tuple[int, ...] = struct.unpack(f">{magic[3]}I", lengths)
 
-    def _read(self, count: int, done: int) -> bytes:
-        """Up to `count` bytes, fewer at the end; `done` is what was read before, for the error.
+    def _read(self, count: int) -> bytes:
+        """Up to `count` bytes, fewer where the file ends.
 
         Piece by piece: a damaged header may announce more than memory holds, and the file's end shall be met first.
         """
         pieces: list[bytes] = []
         try:
-            while count and (piece := self._file.read(min(count, _BLOCK))):
+            while count and (piece := self._file.read1(min(count, _BLOCK))):
                 pieces.append(piece)
                 count -= len(piece)
         except EOFError:
-            raise self._wrong_length(done + sum(map(len, pieces)), about="about ") from None
+            self._broken_off = True
         except (zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
                 f"{str(self.path)!r}: the packed data is damaged ({error}). Take an undamaged copy."
             ) from error
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b"".join(pieces)
 
-    def _wrong_length(self, found: int, about: str = "") -> DataError:
-        where = repr(str(self.path))
-        if not hasattr(self, "total"):
-            return DataError(f"{where} is cut off inside its header. Was its copy or download interrupted?")
-        if found < self.total:
-            return DataError(
-                f"{where} is cut off: its header {list(self.shape)} announces {self.total:,} bytes, {about}{found:,} "
-                "are there. Was its copy or download interrupted?"
-            )
-        return DataError(
-            f"{where}: {found - self.total:,} bytes follow behind the {self.total:,} that its header "
-            f"{list(self.shape)} announces. The file is damaged, or its header is that of another."
-        )
+    def _wrong_length(self, found: int) -> DataError:
+        where = f"{str(self.path)!r}: its header {list(self.shape)} announces {self.total:,} bytes"
+        if found > self.total:
+            return DataError(f"{where}, and {found - self.total:,} more follow. The file or its header is damaged.")
+        return DataError(f"{where}, and {found:,} are there. It is cut off: was its copy or download interrupted?")
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All values once, as arrays (k, ...) of some rows each; after the last, the file has ended where it should."""
@@ -148,17 +203,14 @@ class IdxFile:
         done = self.head
         for start in range(0, self.shape[0], step):
             rows = min(step, self.shape[0] - start)
-            data = self._read(rows * row, done)
+            data = self._read(rows * row)
             done += len(data)
             if len(data) < rows * row:
                 raise self._wrong_length(done)
             yield np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
-        while data := self._read(_BLOCK, done):
+        while data := self._read(_BLOCK):
             done += len(data)
         if done != self.total:
             raise self._wrong_length(done)
-
-    def values(self) -> np.ndarray:
-        """All values as one array."""
-        blocks = list(self.blocks())
-        return np.concatenate(blocks) if blocks else np.empty(self.shape, self.dtype)
+        if self._broken_off:
+            raise DataError(f"{str(self.path)!r} is cut off: the check sum behind the packed data is missing.")

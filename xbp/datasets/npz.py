@@ -7,9 +7,11 @@ of Python objects are refused, because reading them would run code that the file
 from __future__ import annotations
 
 import contextlib
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -17,13 +19,57 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..errors import DataError
+from .assembly import Raw, in_blocks
+from .dataset import Scaling
+from .targets import encode
 
-__all__ = ["Archive"]
+__all__ = ["Archive", "read", "read_features"]
 
 _FEATURES = ("x", "data", "images", "features", "inputs", "input")
 _TARGETS = ("t", "y", "target", "targets", "labels", "label")
 _CLASSES = ("classes", "class_names", "target_names")
 _COLUMNS = ("feature_names", "columns")
+
+
+def read(path: Path, target: str | None, task: str) -> Raw:
+    """The arrays of an archive; bytes are taken for images and scaled, other numbers are left as they are."""
+    with Archive(path) as archive:
+        x_name, t_name, *test_names = archive.choose(target)
+        x, t = _matching(archive, x_name, t_name)
+        rest = [_matching(archive, *test_names)] if test_names else []
+        class_names, columns = archive.texts(_CLASSES), archive.texts(_COLUMNS)
+    for (x_test, t_test), (x_test_name, t_test_name) in zip(rest, [test_names], strict=False):
+        for a, name, b, test_name in ((x, x_name, x_test, x_test_name), (t, t_name, t_test, t_test_name)):
+            if a.shape[1:] != b.shape[1:] or a.dtype.kind != b.dtype.kind:
+                raise DataError(
+                    f"{str(path)!r}: {name} is {a.dtype} {a.shape}, and {test_name} is {b.dtype} {b.shape}; their rows "
+                    "have to be alike."
+                )
+    values = np.concatenate([t, *(t_test for _, t_test in rest)])
+    t, classes = encode(values, task, f"{str(path)!r}: array {t_name!r}")
+    if class_names and all(c.isdecimal() and int(c) < len(class_names) for c in classes):
+        classes = tuple(class_names[int(c)] for c in classes)
+    blocks = chain(in_blocks(x), *(in_blocks(x_test) for x_test, _ in rest))
+    width = math.prod(x.shape[1:])
+    features = columns if len(columns) == width else ()
+    scaling = Scaling(0.0, 1 / 255) if x.dtype == np.uint8 else Scaling()
+    return Raw(path.stem, blocks, width, t, classes, features, scaling, len(x) if rest else None)
+
+
+def read_features(path: Path, scaling: Scaling, dtype: str) -> np.ndarray:
+    with Archive(path) as archive:
+        name = archive.choose_features()
+        return scaling.apply(archive.rows(name), dtype)
+
+
+def _matching(archive: Archive, x_name: str, t_name: str) -> tuple[np.ndarray, np.ndarray]:
+    x, t = archive.rows(x_name), archive.read(t_name)
+    if t.ndim == 0 or len(t) != len(x):
+        raise DataError(
+            f"{str(archive.path)!r}: {x_name} has {len(x):,} rows, and {t_name} has shape {t.shape}. Each row needs "
+            "its target."
+        )
+    return x, t
 
 
 class Archive:
@@ -46,29 +92,34 @@ class Archive:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._zip.close()
 
-    def choose(self, target: str | None) -> tuple[str, str, str | None, str | None]:
-        """The names of x, t, x_test, t_test; the last two are None where the archive has one part only."""
+    def choose(self, target: str | None) -> tuple[str, ...]:
+        """The names of x, t, and, where there is a test part, of x_test and t_test."""
         if target is not None and target not in self.names:
             raise DataError(f"{str(self.path)!r} has no array {target!r}. {self.inside()}")
-        for train, test in (("train", "test"), ("", "")):
-            x = self._one(_FEATURES, train)
-            t = target or self._one(_TARGETS, train)
-            if x is not None and t is not None:
-                x_test, t_test = (self._one(_FEATURES, test), self._one(_TARGETS, test)) if test else (None, None)
-                if (x_test is None) != (t_test is None):
-                    raise DataError(f"{str(self.path)!r} has half a test part: {x_test or t_test!r}. {self.inside()}")
-                return x, t, x_test, t_test
+        for part in ("train", ""):
+            x, t = self._one(_FEATURES, part), target or self._one(_TARGETS, part)
+            if x is None or t is None:
+                continue
+            test = (self._one(_FEATURES, "test"), self._one(_TARGETS, "test")) if part and target is None else ()
+            names = [name for name in test if name]
+            if len(names) == 1:
+                raise DataError(
+                    f"{str(self.path)!r} has {names[0]!r}, but not the other half of the test. {self.inside()}"
+                )
+            return (x, t, *names)
         raise DataError(
             f"{str(self.path)!r}: no features and targets found. Name the arrays x and t, X and y, data and target, "
             f"or x_train, y_train, x_test, y_test; or name the targets with target=. {self.inside()}"
         )
 
-    def features(self) -> str:
-        """The name of the rows to predict: x, or the test part where there is no plain x."""
+    def choose_features(self) -> str:
+        """The name of the rows to predict: x, or else those for the test."""
         for part in ("", "test", "train"):
             name = self._one(_FEATURES, part)
             if name is not None:
                 return name
+        if len(self.names) == 1:
+            return self.names[0]
         raise DataError(f"{str(self.path)!r}: no features found. Name the array x. {self.inside()}")
 
     def _one(self, stems: Iterable[str], part: str) -> str | None:
@@ -97,14 +148,18 @@ class Archive:
             ) from error
         return array
 
-    def class_names(self) -> tuple[str, ...]:
-        """Names of classes that lie beside the data, as in an archive made of scikit-learn's."""
-        return self._texts(_CLASSES)
+    def rows(self, name: str) -> np.ndarray:
+        """An array of features."""
+        x = self.read(name)
+        where = f"{str(self.path)!r}: array {name!r}"
+        if x.dtype.kind not in "biuf":
+            raise DataError(f"{where} has dtype {x.dtype}; features are numbers.")
+        if x.ndim == 0 or 0 in x.shape:
+            raise DataError(f"{where} has shape {x.shape}; features are (N, D) with at least one row and one column.")
+        return x
 
-    def column_names(self) -> tuple[str, ...]:
-        return self._texts(_COLUMNS)
-
-    def _texts(self, names: Iterable[str]) -> tuple[str, ...]:
+    def texts(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Names that lie beside the data, as in an archive made of scikit-learn's; () where there are none."""
         for name in (n for n in self.names if n.lower() in names):
             with contextlib.suppress(DataError):  # what is only decoration need not be readable
                 values = self.read(name)

@@ -13,6 +13,7 @@ import operator
 import re
 import zlib
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -22,13 +23,45 @@ from typing import Any, NoReturn, TextIO
 import numpy as np
 
 from ..errors import DataError, unknown_name_text
+from .assembly import Raw, emptied
+from .dataset import Scaling
 from .targets import MOST_CLASSES, few, label_classes
 
-__all__ = ["Table", "TargetColumn"]
+__all__ = ["Table", "TargetColumn", "read", "read_features"]
 
 _CELLS = 1 << 17  # cells held as text at a time
 _INTEGER = re.compile(r"[+-]?\d+")
-Rows = list[list[str]]
+
+_Rows = list[list[str]]
+
+
+def read(path: Path, target: str | None, task: str) -> Raw:
+    """All columns but the target as features, to be standardised."""
+    blocks: deque[np.ndarray] = deque()
+    with Table(path) as table:
+        if target is None:
+            raise DataError(f"{str(path)!r}: say with target= which column to learn: {', '.join(table.columns)}.")
+        column = TargetColumn(table, target, task)
+        features = tuple(c for c in table.columns if c != target)
+        if not features:
+            raise DataError(f"{str(path)!r} has no column besides the target {target!r}: nothing to learn it from.")
+        positions = [table.position(c) for c in features]
+        for rows, lines in table.chunks():
+            column.add(rows, lines)
+            blocks.append(table.numbers(rows, lines, positions))
+    t, classes = column.finish()
+    return Raw(path.name.partition(".")[0], emptied(blocks), len(features), t, classes, features)
+
+
+def read_features(
+    path: Path, features: tuple[str, ...], scaling: Scaling, target: str | None, dtype: str
+) -> np.ndarray:
+    with Table(path) as table:
+        columns = features or tuple(c for c in table.columns if c != target)
+        positions = [table.position(c) for c in columns]
+        if not positions:
+            raise DataError(f"{str(path)!r} has no column besides the target {target!r}: nothing to predict from.")
+        return np.concatenate([scaling.apply(table.numbers(*chunk, positions), dtype) for chunk in table.chunks()])
 
 
 class Table:
@@ -53,12 +86,12 @@ class Table:
         self._file.close()
 
     def _read_columns(self) -> list[str]:
-        first: list[str] = []
+        self._line, first = 0, list[str]()
         self._guarded(lambda: first.append(self._file.readline()))
         delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", first[0]).count)
         lines = chain(first, self._file)
         self._reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t", strict=True)
-        self._line, rows = 0, list[list[str]]()
+        rows: _Rows = []
         self._guarded(lambda: rows.append(next(self._reader, [])))
         columns = [c.strip() for c in rows[0]]
         if not any(columns):
@@ -98,16 +131,16 @@ class Table:
         except (zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{where}: the packed data is damaged after line {self._line} ({error}).") from error
 
-    def chunks(self) -> Iterator[tuple[Rows, list[int]]]:
-        """Rows, all as long as the header, with their line numbers. Blank lines are passed over."""
+    def chunks(self) -> Iterator[tuple[_Rows, list[int]]]:
+        """Rows, all as long as the header, with their line numbers. Rows without any content are passed over."""
         width = len(self.columns)
         most = max(1, _CELLS // width)
-        rows: Rows = []
+        rows: _Rows = []
         lines: list[int] = []
 
         def fill() -> None:
             for row in self._reader:
-                if row:
+                if any(map(str.strip, row)):
                     rows.append(row)
                     lines.append(self._reader.line_num)
                     if len(rows) == most:
@@ -116,14 +149,16 @@ class Table:
         while True:
             rows, lines = [], []
             self._guarded(fill)
+            if not rows and not self._line:
+                raise DataError(f"{str(self.path)!r} has no rows of data, only a line of column names.")
             if not rows:
                 return
             self._line = lines[-1]
             for row, line in zip(rows, lines, strict=True):
                 if len(row) != width:
                     raise DataError(
-                        f"{str(self.path)!r}, line {line}: {len(row)} cells, and the first line names {width} columns. "
-                        "A cell that holds the delimiter needs quotation marks."
+                        f"{str(self.path)!r}, line {line}: {len(row)} cell(s), and the first line names {width} "
+                        "columns. A cell that holds the delimiter needs quotation marks."
                     )
             yield rows, lines
 
@@ -132,7 +167,7 @@ class Table:
             raise DataError(f"{str(self.path)!r}: {unknown_name_text('column', column, self.columns)}")
         return self.columns.index(column)
 
-    def numbers(self, rows: Rows, lines: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+    def numbers(self, rows: _Rows, lines: Sequence[int], positions: Sequence[int]) -> np.ndarray:
         """The cells of some columns as float64 (k, D)."""
         pick = operator.itemgetter(*positions) if len(positions) > 1 else lambda row: (row[positions[0]],)
         cells = map(float, chain.from_iterable(map(pick, rows)))
@@ -144,7 +179,7 @@ class Table:
             self._refuse(rows, lines, positions)
         return block
 
-    def _refuse(self, rows: Rows, lines: Sequence[int], positions: Sequence[int]) -> NoReturn:
+    def _refuse(self, rows: _Rows, lines: Sequence[int], positions: Sequence[int]) -> NoReturn:
         """The error for the first cell that is not a finite number."""
         line, p, cell = next(
             (line, p, row[p]) for row, line in zip(rows, lines, strict=True) for p in positions if not _finite(row[p])
@@ -172,7 +207,7 @@ class TargetColumn:
         self._numbers: list[np.ndarray] | None = None if task == "classification" else []
         self._text = ""  # where and what the first cell was that is not a number
 
-    def add(self, rows: Rows, lines: Sequence[int]) -> None:
+    def add(self, rows: _Rows, lines: Sequence[int]) -> None:
         cells = [row[self.position].strip() for row in rows]
         if "" in cells:
             raise DataError(
@@ -193,7 +228,7 @@ class TargetColumn:
             if self._numbers is not None and len(codes) > MOST_CLASSES:
                 self._codes, self._indices = None, array("q")  # numbers, and too many to be classes
 
-    def finish(self, dtype: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    def finish(self) -> tuple[np.ndarray, tuple[str, ...]]:
         """(t, classes), as `targets.encode` has them."""
         codes, n = self._codes, len(self._indices)
         numeric = codes is not None and all(_number(c) is not None for c in codes)
@@ -201,11 +236,13 @@ class TargetColumn:
             self.task == "auto" and numeric and not (few(len(codes), n) and all(map(_INTEGER.fullmatch, codes)))
         ):
             numbers = np.concatenate(self._numbers or [np.empty(0)])
-            return numbers.astype(dtype)[:, None], ()
+            return numbers[:, None], ()
         if self.task == "auto" and len(codes) > MOST_CLASSES and any(_number(c) is not None for c in codes):
             raise self._mixed()
-        whole = numeric and all(float(c).is_integer() for c in codes)
-        names = [(int(c) if _INTEGER.fullmatch(c) else int(float(c))) if whole else c for c in codes]
+        odd = next((c for c in codes if numeric and not float(c).is_integer()), None)
+        if odd is not None:
+            raise DataError(f"{self.where} holds {odd}, which is no class. Classes are whole numbers or text.")
+        names = [(int(c) if _INTEGER.fullmatch(c) else int(float(c))) if numeric else c for c in codes]
         labels = sorted(set(names))  # all int or all str
         index = {name: k for k, name in enumerate(labels)}
         table = np.asarray([index[name] for name in names], np.int64)

@@ -27,8 +27,8 @@ def few(distinct: int, rows: int) -> bool:
     return distinct <= MOST_CLASSES and 2 * distinct <= rows
 
 
-def encode(values: np.ndarray, task: str, dtype: str, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(t, classes) from the raw targets of all rows: int64 indices (N,), or numbers (N, K) of `dtype` and ()."""
+def encode(values: np.ndarray, task: str, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(t, classes) from the raw targets of all rows: int64 indices (N,), or numbers (N, K) and ()."""
     kind = values.dtype.kind
     if kind not in "biufUS":
         raise DataError(f"{where} has dtype {values.dtype}. Targets are numbers, truth values or text.")
@@ -42,7 +42,7 @@ def encode(values: np.ndarray, task: str, dtype: str, where: str) -> tuple[np.nd
     if task == "regression":
         if kind in "US":
             raise DataError(f"{where} holds text, such as {str(values.flat[0])!r}; regression needs numbers.")
-        return values.reshape(len(values), -1).astype(dtype), ()
+        return values.reshape(len(values), -1), ()
     if one_hot:
         return np.argmax(values, axis=1).astype(np.int64), label_classes(range(values.shape[1]), where)
     if flat.ndim != 1:

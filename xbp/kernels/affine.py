@@ -25,9 +25,7 @@ def forward(x: Array, W: Array, b: Array | None, *, xp: Namespace) -> tuple[Arra
     return (y if b is None else y + b), Cache(x, W)
 
 
-def backward(
-    dy: Array, cache: Cache, *, xp: Namespace, need_dx: bool = True
-) -> tuple[Array | None, Array, Array]:
+def backward(dy: Array, cache: Cache, *, xp: Namespace, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
     """(dx, dW, db). The first layer of a network has no use for dx, a third of its work: then need_dx is False."""
     dx = xp.matmul(dy, xp.matrix_transpose(cache.W)) if need_dx else None
     dW = xp.matmul(xp.matrix_transpose(cache.x), dy)

@@ -20,9 +20,7 @@ class Cache(NamedTuple):
     v: Array  # (D,)
 
 
-def forward(
-    x: Array, g: Array, b: Array, m: Array, v: Array, *, eps: float, xp: Namespace
-) -> tuple[Array, Cache]:
+def forward(x: Array, g: Array, b: Array, m: Array, v: Array, *, eps: float, xp: Namespace) -> tuple[Array, Cache]:
     return (x - m) * (g / xp.sqrt(v + eps)) + b, Cache(x, g, m, v)
 
 

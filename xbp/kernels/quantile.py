@@ -20,9 +20,7 @@ class Cache(NamedTuple):
     s: Array  # (N,), shares
 
 
-def forward(
-    y: Array, t: Array, w: Array | None, *, q: tuple[float, ...], xp: Namespace
-) -> tuple[Array, Cache]:
+def forward(y: Array, t: Array, w: Array | None, *, q: tuple[float, ...], xp: Namespace) -> tuple[Array, Cache]:
     d = t - y
     level = levels(q, d, xp=xp)
     rows = xp.mean(xp.maximum(level * d, (level - 1.0) * d), axis=1)

@@ -25,9 +25,7 @@ class Cache(NamedTuple):
     s: Array  # (N,), shares
 
 
-def forward(
-    y: Array, t: Array, w: Array | None, *, label_smoothing: float, xp: Namespace
-) -> tuple[Array, Cache]:
+def forward(y: Array, t: Array, w: Array | None, *, label_smoothing: float, xp: Namespace) -> tuple[Array, Cache]:
     log_p = log_softmax(y, xp=xp)
     q = probabilities(t, log_p, label_smoothing=label_smoothing, xp=xp)
     rows = -xp.sum(q * xp.where(q != 0.0, log_p, 0.0), axis=1)

@@ -28,13 +28,17 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
 class Activation(Layer):
-    """A layer that is a kernel: its dataclass fields are the kernel's options."""
+    """A layer that is a kernel: its dataclass fields are the kernel's options.
+
+    One without options inherits everything, which also keeps `import xbp` quick: making a dataclass takes time.
+    """
 
     kernel: ClassVar[Any]
 
     def options(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # concrete ones are dataclasses
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def forward(
         self, x: Array, /, *, params: Mapping[str, Array], buffers: Mapping[str, Array], mode: Mode, xp: Namespace
@@ -47,11 +51,10 @@ class Activation(Layer):
         return (self.kernel.backward(dy, cache, **self.options(), xp=xp) if input_gradient else None), {}
 
 
-@dataclass(frozen=True)
 class ReLU(Activation):
     """y = max(x, 0); slope 0 at 0. See `xbp.kernels.relu`."""
 
-    kernel = relu
+    kernel: ClassVar[Any] = relu
     follows = "he"
 
 
@@ -59,7 +62,7 @@ class ReLU(Activation):
 class LeakyReLU(Activation):
     """y = x where x > 0, else negative_slope x; negative_slope >= 0 is also the slope at 0. See `xbp.kernels.leaky_relu`."""
 
-    kernel = leaky_relu
+    kernel: ClassVar[Any] = leaky_relu
     follows = "he"
     negative_slope: float = 0.01
 
@@ -71,7 +74,7 @@ class LeakyReLU(Activation):
 class ELU(Activation):
     """y = x where x > 0, else alpha (exp(x) - 1), with alpha > 0. See `xbp.kernels.elu`."""
 
-    kernel = elu
+    kernel: ClassVar[Any] = elu
     follows = "he"
     alpha: float = 1.0
 
@@ -83,7 +86,7 @@ class ELU(Activation):
 class GELU(Activation):
     """y = x F(x), F the standard normal distribution function, exact ("none") or "tanh". See `xbp.kernels.gelu`."""
 
-    kernel = gelu
+    kernel: ClassVar[Any] = gelu
     follows = "he"
     approximate: str = "none"
 
@@ -92,11 +95,10 @@ class GELU(Activation):
             raise unknown_name("approximation of GELU", self.approximate, ("none", "tanh"))
 
 
-@dataclass(frozen=True)
 class SiLU(Activation):
     """y = x sigmoid(x), also called swish. See `xbp.kernels.silu`."""
 
-    kernel = silu
+    kernel: ClassVar[Any] = silu
     follows = "he"
 
 
@@ -104,7 +106,7 @@ class SiLU(Activation):
 class Softplus(Activation):
     """y = log(1 + exp(beta x)) / beta, with beta > 0. See `xbp.kernels.softplus`."""
 
-    kernel = softplus
+    kernel: ClassVar[Any] = softplus
     follows = "he"
     beta: float = 1.0
 
@@ -112,30 +114,27 @@ class Softplus(Activation):
         positive_number(self, "beta", self.beta)
 
 
-@dataclass(frozen=True)
 class Sigmoid(Activation):
     """y = 1 / (1 + exp(-x)). See `xbp.kernels.sigmoid`."""
 
-    kernel = sigmoid
+    kernel: ClassVar[Any] = sigmoid
     follows = "glorot"
 
 
-@dataclass(frozen=True)
 class Tanh(Activation):
     """y = tanh x. See `xbp.kernels.tanh`."""
 
-    kernel = tanh
+    kernel: ClassVar[Any] = tanh
     follows = "glorot"
 
 
-@dataclass(frozen=True)
 class Softmax(Activation):
     """y_k = exp(x_k) / sum_j exp(x_j) in each row; not before SoftmaxCrossEntropy, which contains it.
 
     See `xbp.kernels.softmax`.
     """
 
-    kernel = softmax
+    kernel: ClassVar[Any] = softmax
     follows = "glorot"
 
     def output_shape(self, *shapes: RowShape) -> RowShape:
@@ -144,11 +143,10 @@ class Softmax(Activation):
         return shapes[0]
 
 
-@dataclass(frozen=True)
 class Identity(Activation):
     """y = x: a linear output by name."""
 
-    kernel = identity
+    kernel: ClassVar[Any] = identity
     follows = "glorot"
 
 

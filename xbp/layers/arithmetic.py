@@ -14,6 +14,7 @@ from .base import Layer, Mode, Result, RowShape
 __all__ = ["Add", "Mul"]
 
 
+@dataclass(frozen=True)
 class Arithmetic(Layer):
     """Two inputs that broadcast against each other."""
 
@@ -27,12 +28,22 @@ class Arithmetic(Layer):
         width = max(len(a), len(b))
         pairs = zip((1,) * (width - len(a)) + a, (1,) * (width - len(b)) + b, strict=True)
         if any(m != n and 1 not in (m, n) for m, n in pairs):
-            raise ShapeError(f"{type(self).__name__} gets rows of shapes {a} and {b}, which do not broadcast to each other.")
+            raise ShapeError(
+                f"{type(self).__name__} gets rows of shapes {a} and {b}, which do not broadcast to each other."
+            )
         pairs = zip((1,) * (width - len(a)) + a, (1,) * (width - len(b)) + b, strict=True)
         return tuple(n if m == 1 else m for m, n in pairs)
 
     def forward(  # type: ignore[override]  # two inputs where the base has one
-        self, a: Array, b: Array, /, *, params: Mapping[str, Array], buffers: Mapping[str, Array], mode: Mode, xp: Namespace
+        self,
+        a: Array,
+        b: Array,
+        /,
+        *,
+        params: Mapping[str, Array],
+        buffers: Mapping[str, Array],
+        mode: Mode,
+        xp: Namespace,
     ) -> Result:
         return Result(*self.kernel.forward(a, b, xp=xp))
 
@@ -42,15 +53,13 @@ class Arithmetic(Layer):
         return (self.kernel.backward(dy, cache, xp=xp) if input_gradient else None), {}
 
 
-@dataclass(frozen=True)
 class Add(Arithmetic):
     """y = a + b. See `xbp.kernels.add`."""
 
-    kernel = add
+    kernel: ClassVar[Any] = add
 
 
-@dataclass(frozen=True)
 class Mul(Arithmetic):
     """y = a b, element by element. See `xbp.kernels.mul`."""
 
-    kernel = mul
+    kernel: ClassVar[Any] = mul

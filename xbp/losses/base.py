@@ -6,7 +6,7 @@ kernel computes with, from shapes and dtypes alone; `check_values` reads them, o
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from array_api_compat import array_namespace, is_array_api_obj
@@ -17,6 +17,7 @@ from ..typing import Array, Namespace, Scalar
 __all__ = ["Loss", "all_true"]
 
 
+@dataclass(frozen=True)
 class Loss:
     """Base of all losses. One of your own is a frozen dataclass with a `kernel`, or with `forward` and `backward`.
 
@@ -28,7 +29,7 @@ class Loss:
     metrics: ClassVar[tuple[str, ...]] = ()
 
     def options(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # concrete ones are dataclasses
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def forward(self, y: Array, t: Array, w: Array | None, *, xp: Namespace) -> tuple[Array, Any]:
         """(loss (), cache) from scores y (N, K), prepared targets and weights (N,) or None."""
@@ -40,27 +41,29 @@ class Loss:
         dy: Array = self.kernel.backward(dloss, cache, **self.options(), xp=xp)
         return dy
 
-    def value_and_grad(
-        self, y: Array, t: Array, sample_weight: Array | None = None
-    ) -> tuple[Array, Array]:
+    def value_and_grad(self, y: Array, t: Array, sample_weight: Array | None = None) -> tuple[Array, Array]:
         """(loss (), dy like y), from arrays of one library; shapes and label range are checked.
 
         Raises `ShapeError`, `DTypeError`, `LabelError` as `fit` does.
         """
-        if not is_array_api_obj(y):
+        known: bool = is_array_api_obj(y)  # kept apart: as a guard it would hide that y is an Array
+        if not known:
             raise DTypeError(f"y must be an array of an Array API library; it is a {type(y).__name__}.")
         xp: Namespace = array_namespace(y)
         if y.ndim != 2 or not xp.isdtype(y.dtype, "real floating"):
             raise ShapeError(f"y must be a floating (N, K) array of scores; it is {y.dtype} {tuple(y.shape)}.")
         device = getattr(y, "device", None)
-        t = t if is_array_api_obj(t) else xp.asarray(t, device=device)
+        given: bool = is_array_api_obj(t)
+        t = t if given else xp.asarray(t, device=device)
         t = self.prepare(t, tuple(y.shape), y.dtype, xp=xp)
         self.check_values(t, int(y.shape[1]), xp=xp)
         w = sample_weight
         if w is not None:
             w = xp.asarray(w, dtype=y.dtype, device=device)
             if tuple(w.shape) != (y.shape[0],):
-                raise ShapeError(f"sample_weight must have shape ({y.shape[0]},), one number a row; it is {tuple(w.shape)}.")
+                raise ShapeError(
+                    f"sample_weight must have shape ({y.shape[0]},), one number a row; it is {tuple(w.shape)}."
+                )
         loss, cache = self.forward(y, t, w, xp=xp)
         return loss, self.backward(1.0, cache, xp=xp)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import DTypeError, LabelError, ShapeError
 from ..kernels import sigmoid_cross_entropy, softmax_cross_entropy
@@ -21,13 +21,15 @@ class SoftmaxCrossEntropy(Loss):
     label_smoothing, in [0, 1), mixes the targets with equal probabilities. See `xbp.kernels.softmax_cross_entropy`.
     """
 
-    kernel = softmax_cross_entropy
+    kernel: ClassVar[Any] = softmax_cross_entropy
     metrics = ("accuracy",)
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"SoftmaxCrossEntropy: label_smoothing is at least 0 and below 1; it is {self.label_smoothing!r}.")
+            raise ValueError(
+                f"SoftmaxCrossEntropy: label_smoothing is at least 0 and below 1; it is {self.label_smoothing!r}."
+            )
 
     def prepare(self, t: Array, y_shape: tuple[int, ...], dtype: Any, *, xp: Namespace) -> Array:
         n, classes = y_shape
@@ -64,14 +66,13 @@ class SoftmaxCrossEntropy(Loss):
             raise LabelError("Class probabilities (N, C) must lie in [0, 1] and each row must sum to 1.")
 
 
-@dataclass(frozen=True)
 class SigmoidCrossEntropy(Loss):
     """Binary cross entropy of the sigmoid of each score: K yes-or-no answers for each row, averaged over them.
 
     Targets (N, K), or (N,) for K = 1: 0 or 1, or probabilities between. See `xbp.kernels.sigmoid_cross_entropy`.
     """
 
-    kernel = sigmoid_cross_entropy
+    kernel: ClassVar[Any] = sigmoid_cross_entropy
     metrics = ("accuracy",)
 
     def check_values(self, t: Array, outputs: int, *, xp: Namespace) -> None:

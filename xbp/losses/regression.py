@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import LabelError, ShapeError
 from ..kernels import gaussian_nll, huber, mean_absolute_error, mean_squared_error, poisson_nll, quantile
@@ -13,28 +13,26 @@ from .base import Loss, all_true
 __all__ = ["GaussianNLL", "Huber", "MeanAbsoluteError", "MeanSquaredError", "PoissonNLL", "Quantile"]
 
 
-@dataclass(frozen=True)
 class MeanSquaredError(Loss):
     """Mean over the K outputs of (y - t)^2, without one half. Targets (N, K), or (N,) for K = 1.
 
     See `xbp.kernels.mean_squared_error`.
     """
 
-    kernel = mean_squared_error
+    kernel: ClassVar[Any] = mean_squared_error
 
 
-@dataclass(frozen=True)
 class MeanAbsoluteError(Loss):
     """Mean over the K outputs of |y - t|. Targets (N, K), or (N,) for K = 1. See `xbp.kernels.mean_absolute_error`."""
 
-    kernel = mean_absolute_error
+    kernel: ClassVar[Any] = mean_absolute_error
 
 
 @dataclass(frozen=True)
 class Huber(Loss):
     """Squared near 0, straight beyond delta > 0. Targets (N, K), or (N,) for K = 1. See `xbp.kernels.huber`."""
 
-    kernel = huber
+    kernel: ClassVar[Any] = huber
     delta: float = 1.0
 
     def __post_init__(self) -> None:
@@ -49,7 +47,7 @@ class Quantile(Loss):
     Targets (N, K); (N, 1) or (N,) serve all of several quantiles. See `xbp.kernels.quantile`.
     """
 
-    kernel = quantile
+    kernel: ClassVar[Any] = quantile
     q: float | tuple[float, ...] = 0.5
 
     def __post_init__(self) -> None:
@@ -64,7 +62,9 @@ class Quantile(Loss):
 
     def target_width(self, outputs: int) -> int:
         if isinstance(self.q, tuple) and len(self.q) not in (1, outputs):
-            raise ShapeError(f"Quantile has {len(self.q)} levels q, so the network needs as many outputs; it has {outputs}.")
+            raise ShapeError(
+                f"Quantile has {len(self.q)} levels q, so the network needs as many outputs; it has {outputs}."
+            )
         return outputs
 
     def prepare(self, t: Array, y_shape: tuple[int, ...], dtype: Any, *, xp: Namespace) -> Array:
@@ -74,11 +74,10 @@ class Quantile(Loss):
         return super().prepare(t, y_shape, dtype, xp=xp)
 
 
-@dataclass(frozen=True)
 class PoissonNLL(Loss):
     """Counts t from log-rates y: exp(y) - t y. Targets (N, K) of at least 0. See `xbp.kernels.poisson_nll`."""
 
-    kernel = poisson_nll
+    kernel: ClassVar[Any] = poisson_nll
 
     def check_values(self, t: Array, outputs: int, *, xp: Namespace) -> None:
         super().check_values(t, outputs, xp=xp)
@@ -86,14 +85,13 @@ class PoissonNLL(Loss):
             raise LabelError("PoissonNLL needs counts of at least 0 as targets; there are negative ones.")
 
 
-@dataclass(frozen=True)
 class GaussianNLL(Loss):
     """Means and log-variances of normal targets: y (N, 2K) holds K means, then K log-variances; targets (N, K).
 
     See `xbp.kernels.gaussian_nll`.
     """
 
-    kernel = gaussian_nll
+    kernel: ClassVar[Any] = gaussian_nll
 
     def target_width(self, outputs: int) -> int:
         if outputs % 2:
