@@ -36,25 +36,29 @@ class Sizes:
 
 
 TYPICAL = Sizes()
-SLOW = ("jax", "strict", "cupy")  # by prefix: every new shape is compiled, or every call is checked
 
 
-def sizes(N: int = 4) -> st.SearchStrategy[Sizes]:
+def compiles(space: Any) -> bool:
+    """Whether every new shape costs the space a compilation, as on JAX."""
+    return space.name.startswith("jax")
+
+
+def sizes(space: Any) -> st.SearchStrategy[Sizes]:
+    """Lengths from 1 to 4; one choice of them where a space compiles."""
+    if compiles(space):
+        return st.just(TYPICAL)
     length = st.integers(1, 4)
-    return st.builds(Sizes, st.integers(1, N), length, length, length, length, st.integers(0, 99))
+    return st.builds(Sizes, length, length, length, length, length, st.integers(0, 99))
 
 
-def for_all(
-    space: Any, strategy: st.SearchStrategy[Any], examples: int = 12
-) -> Callable[[Callable[[Any], None]], None]:
-    """A decorator that runs the function below it at once on drawn examples: few where a space is slow.
+def for_all(space: Any, strategy: st.SearchStrategy[Any], examples: int = 8) -> Callable[[Callable[[Any], None]], None]:
+    """A decorator that runs the function below it at once on drawn examples: two where a space compiles.
 
     Inside a test, so that hypothesis sees no fixture; derandomised and without a store of old failures, so that every
     machine runs the same examples.
     """
-    slow = space is not None and space.name.startswith(SLOW)
     chosen = settings(
-        max_examples=max(2, examples // 4) if slow else examples,
+        max_examples=2 if compiles(space) else examples,
         derandomize=True,
         database=None,
         deadline=None,
@@ -71,6 +75,11 @@ def broadcastable(max_side: int = 3) -> st.SearchStrategy[tuple[tuple[int, ...],
     """Two shapes that broadcast against each other, 0-d and axes of length one included."""
     drawn = hnp.mutually_broadcastable_shapes(num_shapes=2, min_dims=0, max_dims=3, min_side=1, max_side=max_side)
     return drawn.map(lambda found: (found.input_shapes[0], found.input_shapes[1]))
+
+
+def grid(low: float, high: float) -> np.ndarray:
+    """A thousand points and the middle one, in one shape for all tests; float32 has these numbers too."""
+    return np.linspace(low, high, 1001).astype(np.float32).astype(np.float64)
 
 
 # Inputs of layers.

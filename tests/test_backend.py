@@ -44,7 +44,9 @@ def test_every_backend_has_an_entry_point_and_a_line():
 
 
 def test_unknown_names_get_the_nearest_and_the_list():
-    with pytest.raises(UnknownBackend, match=r"'torhc'\. Did you mean 'torch'\? Known: auto, cupy, jax, numpy") as error:
+    with pytest.raises(
+        UnknownBackend, match=r"'torhc'\. Did you mean 'torch'\? Known: auto, cupy, jax, numpy"
+    ) as error:
         get_backend("torhc")
     assert isinstance(error.value, BackendUnavailable)
     assert isinstance(error.value, ValueError)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import strategies as make
 from hypothesis import strategies as st
 
+import strategies as make
 from xbp.kernels import (
     add,
     affine,
@@ -116,7 +116,7 @@ by_name = {"argvalues": CASES, "ids": lambda case: case.name}
 
 @pytest.mark.parametrize("case", **by_name)
 def test_backward_is_the_gradient_of_forward(space, case):
-    @make.for_all(space, make.sizes())
+    @make.for_all(space, make.sizes(space))
     def check(sizes):
         arrays = case.arrays(sizes)
         check_backward(
@@ -153,7 +153,7 @@ def test_values_and_gradients_are_those_of_pytorch(space, case):
 
 @pytest.mark.parametrize("case", ACTIVATIONS, ids=lambda case: case.name)
 def test_activations_are_those_of_pytorch_far_out_and_at_zero(space, case):
-    against_torch(space, case, (np.linspace(-30.0, 30.0, 121).reshape(11, 11),))
+    against_torch(space, case, (make.grid(-30.0, 30.0),))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,8 @@ def test_slope_at_zero_is_the_documented_one_for_both_zeros(space, kernel, optio
 
 def test_erf_and_erfc_are_right_to_1e_15(space):
     special = pytest.importorskip("scipy.special", reason=SCIPY)
-    x = np.concatenate([np.linspace(-7.0, 7.0, 2801), [-40.0, 40.0, 1e-300, -1e-10]])
+    x = make.grid(-7.0, 7.0)
+    x[:4] = -40.0, 40.0, 1e-300, -1e-10
     atol = 1e-15 if space.dtype == "float64" else 1e-6
     assert_close(erf.erf(space.put(x), xp=space.xp), special.erf(x), space, rtol=0.0, atol=atol)
     assert_close(erf.erfc(space.put(x), xp=space.xp), special.erfc(x), space, rtol=0.0, atol=atol)
@@ -191,22 +192,22 @@ def test_erf_and_erfc_are_right_to_1e_15(space):
 
 def test_erfc_keeps_its_relative_accuracy_in_the_tail(space):
     special = pytest.importorskip("scipy.special", reason=SCIPY)
-    x = np.linspace(0.0, 5.0, 1001)
-    # In float32 x^2 is rounded before the exponential, which costs x^2 roundings.
+    x = make.grid(0.0, 5.0)
+    # x^2 is rounded before the exponential, which makes its rounding error x^2 times as large.
     rtol = 5e-15 if space.dtype == "float64" else 4e-6
     assert_close(erf.erfc(space.put(x), xp=space.xp), special.erfc(x), space, rtol=rtol)
 
 
 def test_sigmoid_has_both_tails(space):
     special = pytest.importorskip("scipy.special", reason=SCIPY)
-    x = np.linspace(-80.0, 80.0, 641)
+    x = make.grid(-80.0, 80.0)
     y, _ = sigmoid.forward(space.put(x), xp=space.xp)
     assert_close(y, special.expit(x), space, rtol=1e-15 if space.dtype == "float64" else 1e-6)
 
 
 def test_softplus_keeps_its_left_tail_and_its_slope_is_the_sigmoid(space):
     special = pytest.importorskip("scipy.special", reason=SCIPY)
-    x = np.linspace(-40.0, 40.0, 321)
+    x = make.grid(-40.0, 40.0)
     y, cache = softplus.forward(space.put(x), beta=2.0, xp=space.xp)
     dx = softplus.backward(space.put(np.ones_like(x)), cache, beta=2.0, xp=space.xp)
     rtol = 1e-14 if space.dtype == "float64" else 1e-5
@@ -214,7 +215,7 @@ def test_softplus_keeps_its_left_tail_and_its_slope_is_the_sigmoid(space):
     assert_close(dx, special.expit(2.0 * x), space, rtol=rtol)
 
 
-@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4), (5, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(1001,), (3, 4), (2, 3, 4), (3, 1)], ids=str)
 def test_softmax_is_scipys_along_the_last_axis_of_any_shape(space, shape):
     special = pytest.importorskip("scipy.special", reason=SCIPY)
     x = np.random.default_rng(0).normal(size=shape) * 10.0
@@ -262,7 +263,7 @@ def test_batch_norm_keeps_the_running_statistics_of_pytorch(space):
     torch = pytest.importorskip("torch", reason=TORCH)
     layer = torch.nn.BatchNorm1d(4, momentum=0.3, dtype=torch.float64)
     mean, var = space.put(np.zeros(4)), space.put(np.ones(4))
-    for seed, rows in enumerate((5, 2, 9)):
+    for seed, rows in enumerate((3, 3, 2)):
         (x,) = make.x_ND(make.Sizes(N=rows, D=4, seed=seed))
         layer(torch.tensor(x))
         _, cache = batch_norm.forward(
@@ -307,7 +308,7 @@ def test_dropout_drops_where_told_and_scales_the_rest(space):
 
 @pytest.mark.parametrize("kernel", [add, mul], ids=["add", "mul"])
 def test_gradients_are_summed_back_to_the_shapes_of_the_operands(space, kernel):
-    @make.for_all(space, st.tuples(make.broadcastable(), st.integers(0, 99)), examples=30)
+    @make.for_all(space, st.tuples(make.broadcastable(), st.integers(0, 99)), examples=12)
     def check(drawn):
         (a_shape, b_shape), seed = drawn
         rng = np.random.default_rng(seed)
@@ -318,7 +319,7 @@ def test_gradients_are_summed_back_to_the_shapes_of_the_operands(space, kernel):
 def test_unbroadcast_is_the_sum_over_copies(space):
     """In whole numbers: each entry of the result counts how often the operand's entry was used."""
 
-    @make.for_all(space, make.broadcastable(), examples=30)
+    @make.for_all(space, make.broadcastable(), examples=12)
     def check(shapes):
         shape, other = shapes
         full = np.broadcast_shapes(shape, other)

@@ -92,8 +92,12 @@ class Order:
         self._limit = self.full if rows.resident else max(1, rows.shard_rows() // batch_size)
 
     def stop(self, at: int, size: int) -> int:
-        """Where a chunk of about `size` batches ends that starts at batch `at`: all of one length, within a shard."""
-        return at + 1 if at >= self.full else min(self.full, at + min(size, self._limit))
+        """Where a chunk of at most `size` batches ends that starts at batch `at`: all of one length, within a shard.
+
+        Chunks are powers of two long, so that libraries which compile for each shape meet few of them.
+        """
+        most = min(size, self._limit, self.full - at) if at < self.full else 1
+        return at + (1 << (most.bit_length() - 1))
 
     def batches(self, at: int, stop: int) -> tuple[Inputs, Array, Array | None, Array]:
         """(x, t, w, index (K, B)) of the batches from `at` to `stop`, for `Runner.run`."""

@@ -7,12 +7,38 @@ classes are ever built from a file; nothing in a file is imported or run.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import CheckpointError, unknown_name_text
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "describe", "plain_number"]
+
+
+def plain_number(
+    owner: object,
+    name: str,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    at_most: float = math.inf,
+    kind: str = "a finite number",
+) -> None:
+    """Check a numeric field of a frozen dataclass, and make it a plain Python number.
+
+    NumPy's scalars are taken, but not kept: their dtype would widen float32 arrays, and JSON cannot hold them.
+    Raises `ValueError` for anything but a finite number within the bounds.
+    """
+    value = getattr(owner, name)
+    number = type(value) is not bool and isinstance(value, Real) and math.isfinite(value)
+    if not (number and at_least <= value <= at_most and above < value < below):
+        bounds = {"of at least": at_least, "above": above, "below": below, "at most": at_most}
+        rule = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        raise ValueError(f"{type(owner).__name__}: {name} must be {kind} {rule}; it is {value!r}.")
+    object.__setattr__(owner, name, int(value) if isinstance(value, Integral) else float(value))
 
 
 def describe(value: Any) -> Any:

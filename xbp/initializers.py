@@ -136,6 +136,10 @@ BY_NAME: dict[str, Initializer] = {
 def get_initializer(init: str | Initializer) -> Initializer:
     """The initialiser of that name, or the one given. Raises `NameUnknown` with the nearest right name."""
     if not isinstance(init, str):
+        if not callable(init):
+            raise TypeError(
+                f"An initialiser is a name ({', '.join(BY_NAME)}) or a function of (generator, shape); it is {init!r:.80}."
+            )
         return init
     if init not in BY_NAME:
         raise unknown_name("initialiser", init, BY_NAME)

@@ -91,14 +91,16 @@ def taken_all(
     """Inputs as arrays of the backend, `batch_size` rows at a time (None: all at once)."""
     arrays = checked_inputs(x, plan, backend)
     whole = batch_size is None or any(a.ndim == 0 for a in arrays.values())
-    n = None if whole else length(arrays)
+    n = 1 if whole else max(length(arrays), 1)
+    size = batch_size if batch_size and not whole else n
     if check:
         for name, a in arrays.items():
             check_finite(name, a, backend)
     single = None if isinstance(x, Mapping) else next(iter(arrays))
-    for start in range(0, max(n or 1, 1), batch_size if not whole and batch_size else 1):
+    for start in range(0, n, size):
+        # The standard leaves open what a slice beyond the end means, hence min.
         rows = {
-            name: taken(name, a if whole else a[start : start + (batch_size or 0), ...], backend, dtype)
+            name: taken(name, a if whole else a[start : min(start + size, a.shape[0]), ...], backend, dtype)
             for name, a in arrays.items()
         }
         yield rows[single] if single is not None else rows

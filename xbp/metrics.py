@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
@@ -88,6 +89,10 @@ class TopKAccuracy(Metric):
     name = "top_k_accuracy"
     higher_is_better = True
     k: int = 5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, Integral) or self.k < 1:
+            raise ValueError(f"TopKAccuracy: k must be a whole number of at least 1; it is {self.k!r}.")
 
     def sums(self, y: Array, t: Array, w: Array, *, xp: Namespace) -> Array:
         q = probabilities(t if t.ndim == 1 else xp.argmax(t, axis=1), y, label_smoothing=0.0, xp=xp)

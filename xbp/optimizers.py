@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from .errors import ShapeError, unknown_name
+from .describe import plain_number
+from .errors import DTypeError, ShapeError, unknown_name
 from .schedules import Schedule, rate_at
 from .typing import Array, Namespace, Scalar, device_of
 
@@ -38,7 +40,9 @@ Names = Callable[[str], bool] | Collection[str]
 
 
 def selects(names: Names | None, name: str) -> bool:
-    """Whether a choice of names contains `name`; None contains all."""
+    """Whether a choice of names contains `name`; None contains all, a string is one name."""
+    if isinstance(names, str):
+        return name == names
     return names is None or (bool(names(name)) if callable(names) else name in names)
 
 
@@ -47,7 +51,8 @@ class Optimizer:
     """Base of the optimisers: `init` and `update`, pure functions over flat mappings of arrays by name.
 
     The state is a flat mapping too: "step", an int32 count, and one array a slot and parameter ("m.0.W").
-    A rule of your own is a frozen dataclass with `slots` and `rule`.
+    A rule of your own is a frozen dataclass with a field `lr`, with `slots` and with `rule`; fields `weight_decay` and
+    `decay` make it decay.
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
@@ -76,13 +81,16 @@ class Optimizer:
               which for a schedule reads the step count, and so waits for the device
         xp    the namespace to compute with; None is the arrays' own
 
-        Raises `ShapeError` where a gradient is missing or has another shape than its parameter.
+        Raises `ShapeError` where a gradient is missing or has another shape than its parameter, or the state is another
+        optimiser's; `DTypeError` where a gradient has another dtype, which would become the parameter's.
         """
         xp = array_namespace(*params.values()) if xp is None else xp
-        self._check(params, grads)
+        self._check(params, grads, state)
         if lr is None:
             own: float | Schedule = self.lr  # type: ignore[attr-defined]  # every rule has a rate
             lr = rate_at(own, int(state["step"])) if callable(own) else own  # type: ignore[call-overload]
+        elif isinstance(lr, Real):
+            lr = float(lr)  # NumPy's scalars have a dtype, which would widen float32
         step = state["step"] + 1
         new_params: dict[str, Array] = {}
         new_state: dict[str, Array] = {"step": step}
@@ -101,9 +109,15 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} has no rule.")
 
     def _decay(self, name: str) -> float:
-        return float(self.weight_decay) if selects(self.decay, name) else 0.0  # type: ignore[attr-defined]
+        return getattr(self, "weight_decay", 0.0) if selects(getattr(self, "decay", None), name) else 0.0
 
-    def _check(self, params: Arrays, grads: Arrays) -> None:
+    def _check(self, params: Arrays, grads: Arrays, state: Arrays) -> None:
+        for entry in ("step", *(f"{slot}.{name}" for slot in self.slots for name in params)):
+            if entry not in state:
+                raise ShapeError(
+                    f"The state has no {entry!r}, which {type(self).__name__} needs for these parameters. "
+                    f"Begin with state = optimizer.init(params). State given: {', '.join(state) or 'none'}."
+                )
         for name, p in params.items():
             if name not in grads:
                 raise ShapeError(f"Parameter {name!r} has no gradient. Gradients given: {', '.join(grads) or 'none'}.")
@@ -111,16 +125,23 @@ class Optimizer:
                 raise ShapeError(
                     f"The gradient of {name!r} has shape {tuple(grads[name].shape)}, the parameter {tuple(p.shape)}."
                 )
+            if grads[name].dtype != p.dtype:
+                raise DTypeError(
+                    f"The gradient of {name!r} is {grads[name].dtype}, the parameter {p.dtype}. Convert it (astype)."
+                )
 
     def __post_init__(self) -> None:
-        lr = self.lr  # type: ignore[attr-defined]
-        if not callable(lr) and not (math.isfinite(lr) and lr >= 0):
-            raise ValueError(f"{type(self).__name__}: lr is a finite number of at least 0, or a schedule; it is {lr!r}.")
-        for name, value in vars(self).items():
-            if name in ("momentum", "alpha", "beta1", "beta2") and not 0 <= value < 1:
-                raise ValueError(f"{type(self).__name__}: {name} is at least 0 and below 1; it is {value!r}.")
-            if name in ("eps", "weight_decay") and not value >= 0:
-                raise ValueError(f"{type(self).__name__}: {name} is at least 0; it is {value!r}.")
+        for name, value in list(vars(self).items()):
+            if name in ("momentum", "alpha", "beta1", "beta2"):
+                plain_number(self, name, at_least=0, below=1)
+            elif name in ("eps", "weight_decay"):
+                plain_number(self, name, at_least=0)
+            elif name == "lr" and not callable(value):
+                plain_number(self, name, at_least=0, kind="a schedule, or a finite number")
+            elif name == "decay" and not (value is None or callable(value) or isinstance(value, Collection)):
+                raise TypeError(
+                    f"{type(self).__name__}: decay is None, names of parameters or a predicate on them; it is {value!r}."
+                )
 
 
 def _penalised(p: Array, g: Array, decay: float) -> Array:

@@ -61,5 +61,5 @@ def bits(x: Array, key: Array, first_row: Scalar, *, xp: Namespace) -> Array:
 
 def keep_mask(x: Array, key: Array, first_row: Scalar, p: float, *, xp: Namespace) -> Array:
     """True (N, D) with probability 1 - p. The comparison is of integers, so every float dtype draws the same mask."""
-    threshold = round(p * 2**32) - 2**31
+    threshold = min(round(p * 2**32), 2**32 - 1) - 2**31  # the largest int32, for p within rounding of 1
     return bits(x, key, first_row, xp=xp) >= threshold

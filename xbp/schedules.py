@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from .describe import plain_number
+
 __all__ = ["SCHEDULES", "Cosine", "Exponential", "OneCycle", "Schedule", "StepDecay", "WarmUp", "rate_at"]
 
 Schedule: TypeAlias = Callable[[int], float]
@@ -19,12 +21,6 @@ Schedule: TypeAlias = Callable[[int], float]
 def rate_at(lr: float | Schedule, step: int) -> float:
     """The rate that a number or a schedule gives at a step."""
     return float(lr(step)) if callable(lr) else float(lr)
-
-
-def _check(owner: object, **rules: bool) -> None:
-    for rule, holds in rules.items():
-        if not holds:
-            raise ValueError(f"{owner}: {rule.replace('_', ' ')}.")
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,9 @@ class StepDecay:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _check(self, every_must_be_at_least_1=self.every >= 1, factor_must_be_above_0=self.factor > 0)
+        plain_number(self, "lr", at_least=0)
+        plain_number(self, "every", at_least=1)
+        plain_number(self, "factor", above=0)
 
     def __call__(self, step: int) -> float:
         return float(self.lr * self.factor ** (step // self.every))
@@ -51,7 +49,9 @@ class Exponential:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _check(self, every_must_be_at_least_1=self.every >= 1, factor_must_be_above_0=self.factor > 0)
+        plain_number(self, "lr", at_least=0)
+        plain_number(self, "every", at_least=1)
+        plain_number(self, "factor", above=0)
 
     def __call__(self, step: int) -> float:
         return float(self.lr * self.factor ** (step / self.every))
@@ -66,7 +66,9 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, steps_must_be_at_least_1=self.steps >= 1)
+        plain_number(self, "lr", at_least=0)
+        plain_number(self, "steps", at_least=1)
+        plain_number(self, "final", at_least=0)
 
     def __call__(self, step: int) -> float:
         progress = min(step / self.steps, 1.0)
@@ -85,7 +87,10 @@ class WarmUp:
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, steps_must_be_at_least_1=self.steps >= 1)
+        plain_number(self, "steps", at_least=1)
+        plain_number(self, "start", at_least=0)
+        if not callable(self.then):
+            plain_number(self, "then", at_least=0, kind="a schedule, or a finite number")
 
     def __call__(self, step: int) -> float:
         if step >= self.steps:
@@ -108,12 +113,11 @@ class OneCycle:
     final_factor: float = 1e4
 
     def __post_init__(self) -> None:
-        _check(
-            self,
-            steps_must_be_at_least_2=self.steps >= 2,
-            warm_must_lie_between_0_and_1=0 < self.warm < 1,
-            factors_must_be_above_0=min(self.start_factor, self.final_factor) > 0,
-        )
+        plain_number(self, "lr", at_least=0)
+        plain_number(self, "steps", at_least=2)
+        plain_number(self, "warm", above=0, below=1)
+        plain_number(self, "start_factor", above=0)
+        plain_number(self, "final_factor", above=0)
 
     def __call__(self, step: int) -> float:
         last = self.steps - 1

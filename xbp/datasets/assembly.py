@@ -18,7 +18,7 @@ from .split import held_out
 
 __all__ = ["Raw", "assemble", "emptied", "in_blocks", "place", "standardise"]
 
-_BLOCK = 1 << 20  # bytes
+_BLOCK = 1 << 18  # bytes
 
 
 class Raw(NamedTuple):

@@ -29,7 +29,7 @@ _FILE_NAMES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx
 
 _NAME = re.compile(r"(?:.+[-_.])?(train|t10k|test)[-_](images|labels)[-.]idx\d[-.]ubyte(?:\.gz)?")
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_BLOCK = 1 << 20  # bytes read at a time
+_BLOCK = 1 << 18  # bytes read at a time
 _BYTES = Scaling(0.0, 1 / 255)
 
 
@@ -120,8 +120,8 @@ def _images(path: Path) -> tuple[int, tuple[int, ...], np.dtype[np.generic]]:
         n, *shape = file.shape
         if not shape or 0 in file.shape:
             raise DataError(
-                f"{str(path)!r} has shape {file.shape}; images are (N, height, width), one or more. Are images and labels "
-                "swapped?"
+                f"{str(path)!r} has shape {file.shape}; images are (N, height, width), one or more. Are images and "
+                "labels swapped?"
             )
         return n, tuple(shape), file.dtype
 

@@ -34,26 +34,20 @@ _COLUMNS = ("feature_names", "columns")
 def read(path: Path, target: str | None, task: str) -> Raw:
     """The arrays of an archive; bytes are taken for images and scaled, other numbers are left as they are."""
     with Archive(path) as archive:
-        x_name, t_name, *test_names = archive.choose(target)
-        x, t = _matching(archive, x_name, t_name)
-        rest = [_matching(archive, *test_names)] if test_names else []
+        parts = archive.choose(target)
+        arrays = [_matching(archive, *names) for names in parts]
         class_names, columns = archive.texts(_CLASSES), archive.texts(_COLUMNS)
-    for (x_test, t_test), (x_test_name, t_test_name) in zip(rest, [test_names], strict=False):
-        for a, name, b, test_name in ((x, x_name, x_test, x_test_name), (t, t_name, t_test, t_test_name)):
-            if a.shape[1:] != b.shape[1:] or a.dtype.kind != b.dtype.kind:
-                raise DataError(
-                    f"{str(path)!r}: {name} is {a.dtype} {a.shape}, and {test_name} is {b.dtype} {b.shape}; their rows "
-                    "have to be alike."
-                )
-    values = np.concatenate([t, *(t_test for _, t_test in rest)])
-    t, classes = encode(values, task, f"{str(path)!r}: array {t_name!r}")
+    for names, *pair in zip(zip(parts[0], parts[-1], strict=True), arrays[0], arrays[-1], strict=True):
+        _check_alike(path, names, *pair)
+    x, t = arrays[0]
+    t, classes = encode(np.concatenate([t for _, t in arrays]), task, f"{str(path)!r}: array {parts[0][1]!r}")
     if class_names and all(c.isdecimal() and int(c) < len(class_names) for c in classes):
         classes = tuple(class_names[int(c)] for c in classes)
-    blocks = chain(in_blocks(x), *(in_blocks(x_test) for x_test, _ in rest))
+    blocks = chain.from_iterable(in_blocks(x) for x, _ in arrays)
     width = math.prod(x.shape[1:])
     features = columns if len(columns) == width else ()
     scaling = Scaling(0.0, 1 / 255) if x.dtype == np.uint8 else Scaling()
-    return Raw(path.stem, blocks, width, t, classes, features, scaling, len(x) if rest else None)
+    return Raw(path.stem, blocks, width, t, classes, features, scaling, len(x) if len(parts) == 2 else None)
 
 
 def read_features(path: Path, scaling: Scaling, dtype: str) -> np.ndarray:
@@ -70,6 +64,15 @@ def _matching(archive: Archive, x_name: str, t_name: str) -> tuple[np.ndarray, n
             "its target."
         )
     return x, t
+
+
+def _check_alike(path: Path, names: tuple[str, str], a: np.ndarray, b: np.ndarray) -> None:
+    """The rows of both parts have one shape, and none are bytes beside others that are not."""
+    if a.shape[1:] != b.shape[1:] or a.dtype.kind != b.dtype.kind or (a.dtype == np.uint8) != (b.dtype == np.uint8):
+        raise DataError(
+            f"{str(path)!r}: {names[0]} is {a.dtype} {a.shape}, and {names[1]} is {b.dtype} {b.shape}; their rows have "
+            "to be alike."
+        )
 
 
 class Archive:
@@ -92,21 +95,24 @@ class Archive:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._zip.close()
 
-    def choose(self, target: str | None) -> tuple[str, ...]:
-        """The names of x, t, and, where there is a test part, of x_test and t_test."""
+    def choose(self, target: str | None) -> list[tuple[str, str]]:
+        """The names of x and t, and, where there is a test part, those of its x and t."""
         if target is not None and target not in self.names:
             raise DataError(f"{str(self.path)!r} has no array {target!r}. {self.inside()}")
         for part in ("train", ""):
             x, t = self._one(_FEATURES, part), target or self._one(_TARGETS, part)
             if x is None or t is None:
                 continue
-            test = (self._one(_FEATURES, "test"), self._one(_TARGETS, "test")) if part and target is None else ()
-            names = [name for name in test if name]
-            if len(names) == 1:
+            x_test, t_test = (
+                (self._one(_FEATURES, "test"), self._one(_TARGETS, "test")) if part and target is None else (None, None)
+            )
+            if x_test is not None and t_test is not None:
+                return [(x, t), (x_test, t_test)]
+            if x_test is not None or t_test is not None:
                 raise DataError(
-                    f"{str(self.path)!r} has {names[0]!r}, but not the other half of the test. {self.inside()}"
+                    f"{str(self.path)!r} has {x_test or t_test!r}, but not the other half of the test. {self.inside()}"
                 )
-            return (x, t, *names)
+            return [(x, t)]
         raise DataError(
             f"{str(self.path)!r}: no features and targets found. Name the arrays x and t, X and y, data and target, "
             f"or x_train, y_train, x_test, y_test; or name the targets with target=. {self.inside()}"
@@ -137,7 +143,7 @@ class Archive:
         try:
             with self._zip.open(f"{name}.npy") as file:
                 array: np.ndarray = npy.read_array(file, allow_pickle=False)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             if "Object arrays" in str(error):
                 raise DataError(
                     f"{str(self.path)!r}: array {name!r} holds Python objects, which are not read, because that may "

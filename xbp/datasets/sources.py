@@ -106,7 +106,7 @@ def _told(source: str | Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"Cannot read {error.filename or str(source)!r}: {error.strerror or error}.") from error
     except MemoryError as error:
-        raise DataError(f"{str(source)!r} does not fit into memory ({error or 'out of memory'}).") from error
+        raise DataError(f"{str(source)!r} does not fit into memory ({error}).") from error
     except ShapeError as error:
         raise ShapeError(f"{str(source)!r}: {error}") from error
 

@@ -29,7 +29,7 @@ from .targets import MOST_CLASSES, few, label_classes
 
 __all__ = ["Table", "TargetColumn", "read", "read_features"]
 
-_CELLS = 1 << 17  # cells held as text at a time
+_CELLS = 1 << 15  # cells held as text at a time
 _INTEGER = re.compile(r"[+-]?\d+")
 
 _Rows = list[list[str]]

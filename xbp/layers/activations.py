@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from ..describe import plain_number
 from ..errors import ShapeError, unknown_name
 from ..kernels import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softmax, softplus, tanh
 from ..typing import Array, Namespace
-from .base import Layer, Mode, Result, RowShape, positive_number
+from .base import Layer, Mode, Result, RowShape
 
 __all__ = [
     "ACTIVATIONS",
@@ -67,7 +68,7 @@ class LeakyReLU(Activation):
     negative_slope: float = 0.01
 
     def __post_init__(self) -> None:
-        positive_number(self, "negative_slope", self.negative_slope, zero=True)
+        plain_number(self, "negative_slope", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ELU(Activation):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        positive_number(self, "alpha", self.alpha)
+        plain_number(self, "alpha", above=0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Softplus(Activation):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        positive_number(self, "beta", self.beta)
+        plain_number(self, "beta", above=0)
 
 
 class Sigmoid(Activation):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +37,7 @@ class Affine(Layer):
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features"):
-            value = getattr(self, name)
-            if hasattr(value, "__index__") and not isinstance(value, bool):
-                object.__setattr__(self, name, operator.index(value))  # numpy's integers too, as plain ones
-            positive_int(self, name, getattr(self, name))
+            positive_int(self, name)
         for init in (self.init, self.bias_init):
             if init is not None:
                 get_initializer(init)

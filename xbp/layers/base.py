@@ -5,16 +5,16 @@ A layer holds no array, so it can be shared, printed, compared and saved freely;
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import ShapeError
 from ..initializers import Initializer
 from ..typing import Array, Namespace, Scalar
 
-__all__ = ["Layer", "Mode", "Parameter", "Result", "RowShape", "positive_int", "positive_number"]
+__all__ = ["Layer", "Mode", "Parameter", "Result", "RowShape", "positive_int"]
 
 RowShape = tuple[int, ...] | None
 """The shape of one row (all axes but the batch's), None while nothing has fixed it yet."""
@@ -89,14 +89,9 @@ class Layer:
         return f"{type(self).__name__}({', '.join(given)})"
 
 
-def positive_int(owner: object, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def positive_int(owner: object, name: str) -> None:
+    """Check a field of a frozen dataclass that is a width, and make it a plain int; NumPy's integers are taken too."""
+    value = getattr(owner, name)
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ShapeError(f"{type(owner).__name__}: {name} must be a whole number of at least 1; it is {value!r}.")
-
-
-def positive_number(owner: object, name: str, value: object, *, zero: bool = False) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value < 0 or (value == 0 and not zero):  # type: ignore[operator]  # ok says that it is a number
-        raise ValueError(
-            f"{type(owner).__name__}: {name} must be a finite number {'of at least' if zero else 'above'} 0; it is {value!r}."
-        )
+    object.__setattr__(owner, name, int(value))

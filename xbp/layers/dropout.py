@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..describe import plain_number
 from ..errors import ShapeError
 from ..kernels import dropout
 from ..random import keep_mask
@@ -27,8 +28,7 @@ class Dropout(Layer):
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.p < 1.0:
-            raise ValueError(f"Dropout: p is the probability of dropping, at least 0 and below 1; it is {self.p!r}.")
+        plain_number(self, "p", at_least=0, below=1)
 
     def output_shape(self, *shapes: RowShape) -> RowShape:
         if shapes[0] is not None and len(shapes[0]) != 1:

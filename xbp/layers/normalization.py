@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..describe import plain_number
 from ..errors import ShapeError
 from ..initializers import Constant, Zeros
 from ..kernels import batch_norm, frozen_norm, layer_norm
 from ..typing import Array, Namespace
-from .base import Layer, Mode, Parameter, Result, RowShape, positive_int, positive_number
+from .base import Layer, Mode, Parameter, Result, RowShape, positive_int
 
 __all__ = ["BatchNorm", "LayerNorm"]
 
@@ -21,8 +22,8 @@ class _Norm(Layer):
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        positive_int(self, "size", self.size)
-        positive_number(self, "eps", self.eps)
+        positive_int(self, "size")
+        plain_number(self, "eps", above=0)
 
     def parameters(self) -> dict[str, Parameter]:
         return {"gamma": Parameter((self.size,), Constant(1.0)), "beta": Parameter((self.size,), Zeros())}
@@ -68,8 +69,7 @@ class BatchNorm(_Norm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.momentum <= 1.0:
-            raise ValueError(f"BatchNorm: momentum is a share between 0 and 1; it is {self.momentum!r}.")
+        plain_number(self, "momentum", at_least=0, at_most=1)
 
     def buffers(self) -> dict[str, Parameter]:
         return {

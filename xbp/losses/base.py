@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 from array_api_compat import array_namespace, is_array_api_obj
 
-from ..errors import DTypeError, LabelError, ShapeError
-from ..typing import Array, Namespace, Scalar
+from ..errors import DataError, DTypeError, LabelError, ShapeError
+from ..typing import Array, Namespace, Scalar, device_of
 
-__all__ = ["Loss", "all_true"]
+__all__ = ["Loss", "all_true", "first_refused"]
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,22 @@ class Loss:
         if not known:
             raise DTypeError(f"y must be an array of an Array API library; it is a {type(y).__name__}.")
         xp: Namespace = array_namespace(y)
-        if y.ndim != 2 or not xp.isdtype(y.dtype, "real floating"):
-            raise ShapeError(f"y must be a floating (N, K) array of scores; it is {y.dtype} {tuple(y.shape)}.")
-        device = getattr(y, "device", None)
-        given: bool = is_array_api_obj(t)
-        t = t if given else xp.asarray(t, device=device)
-        t = self.prepare(t, tuple(y.shape), y.dtype, xp=xp)
+        if not xp.isdtype(y.dtype, "real floating"):
+            raise DTypeError(f"y must be floating scores, so that they have a gradient; it is {y.dtype}. Convert it (astype).")
+        if y.ndim != 2:
+            raise ShapeError(f"y must be (N, K), N rows of K scores; its shape is {tuple(y.shape)}.")
+        t = self.prepare(_beside("t", t, y, xp), tuple(y.shape), y.dtype, xp=xp)
         self.check_values(t, int(y.shape[1]), xp=xp)
         w = sample_weight
         if w is not None:
-            w = xp.asarray(w, dtype=y.dtype, device=device)
+            w = xp.astype(_beside("sample_weight", w, y, xp), y.dtype)
             if tuple(w.shape) != (y.shape[0],):
                 raise ShapeError(
                     f"sample_weight must have shape ({y.shape[0]},), one number a row; it is {tuple(w.shape)}."
+                )
+            if not all_true(xp.isfinite(w) & (w >= 0.0), xp):
+                raise DataError(
+                    f"sample_weight must be finite and not negative; it ranges from {float(xp.min(w))} to {float(xp.max(w))}."  # type: ignore[arg-type]  # 0-d arrays
                 )
         loss, cache = self.forward(y, t, w, xp=xp)
         return loss, self.backward(1.0, cache, xp=xp)
@@ -89,7 +92,35 @@ class Loss:
     def check_values(self, t: Array, outputs: int, *, xp: Namespace) -> None:
         """Refuse prepared targets whose values the loss cannot read. Waits for the device."""
         if not all_true(xp.isfinite(t), xp):
-            raise LabelError(f"{type(self).__name__}: the targets contain NaN or infinity.")
+            raise LabelError(
+                f"{type(self).__name__} needs finite targets; {first_refused(t, xp.isfinite(t), xp)}. "
+                "Remove or fill such rows first."
+            )
+
+
+def _beside(name: str, value: Any, y: Array, xp: Namespace) -> Array:
+    """`value` as real numbers in y's library, on y's device where it comes as a list."""
+    given: bool = is_array_api_obj(value)
+    if given and array_namespace(value) is not xp:
+        raise DTypeError(
+            f"{name} is an array of {array_namespace(value).__name__}, y one of {xp.__name__}. "  # type: ignore[attr-defined]  # modules
+            "All arguments must be of one library; convert one of them."
+        )
+    try:
+        a: Array = value if given else xp.asarray(value, device=device_of(y))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DTypeError(f"{name} must be an array or a regular list of numbers; it is {value!r:.80} ({error}).") from error
+    if not xp.isdtype(a.dtype, ("real floating", "integral", "bool")):
+        raise DTypeError(f"{name} must hold real numbers; its dtype is {a.dtype}.")
+    return a
+
+
+def first_refused(t: Array, right: Array, xp: Namespace) -> str:
+    """The first row of t (N, K) where not all of `right` (N, K) or (N, 1) holds, in words. Waits for the device."""
+    row = int(xp.argmax(xp.astype(~xp.all(right, axis=1), xp.int32)))  # type: ignore[call-overload]  # a 0-d array
+    width = int(t.shape[1])
+    values = [f"{float(t[row, k]):g}" for k in range(min(width, 10))]  # type: ignore[arg-type]  # 0-d arrays
+    return f"row {row} (counted from 0) is [{', '.join(values)}{', ...' if width > 10 else ''}]"
 
 
 def all_true(condition: Array, xp: Namespace) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..describe import plain_number
 from ..errors import DTypeError, LabelError, ShapeError
 from ..kernels import sigmoid_cross_entropy, softmax_cross_entropy
 from ..typing import Array, Namespace
-from .base import Loss, all_true
+from .base import Loss, all_true, first_refused
 
 __all__ = ["SigmoidCrossEntropy", "SoftmaxCrossEntropy"]
 
@@ -26,10 +27,7 @@ class SoftmaxCrossEntropy(Loss):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(
-                f"SoftmaxCrossEntropy: label_smoothing is at least 0 and below 1; it is {self.label_smoothing!r}."
-            )
+        plain_number(self, "label_smoothing", at_least=0, below=1)
 
     def prepare(self, t: Array, y_shape: tuple[int, ...], dtype: Any, *, xp: Namespace) -> Array:
         n, classes = y_shape
@@ -39,7 +37,7 @@ class SoftmaxCrossEntropy(Loss):
                     f"Class labels must be integers in 0 ... {classes - 1}; they are {t.dtype}. "
                     "Convert them (astype), or give probabilities of shape (N, C)."
                 )
-            return t
+            return _signed(t, xp)
         if tuple(t.shape) != (n, classes):
             raise ShapeError(
                 f"SoftmaxCrossEntropy needs labels (N,) or probabilities (N, C), with N = {n} rows and C = {classes} outputs; "
@@ -60,10 +58,12 @@ class SoftmaxCrossEntropy(Loss):
                     f"they range from {low} to {high}."
                 )
             return
-        in_range = (t >= 0.0) & (t <= 1.0)
-        total = xp.sum(t, axis=1)
-        if not all_true(in_range, xp) or not all_true(xp.abs(total - 1.0) <= 1e-3, xp):
-            raise LabelError("Class probabilities (N, C) must lie in [0, 1] and each row must sum to 1.")
+        right = (t >= 0.0) & (t <= 1.0) & (xp.abs(xp.sum(t, axis=1, keepdims=True) - 1.0) <= 1e-3)
+        if not all_true(right, xp):
+            raise LabelError(
+                "Class probabilities (N, C) must lie in [0, 1] and each row must sum to 1; "
+                f"{first_refused(t, right, xp)}. Divide each row by its sum, or give integer labels of shape (N,)."
+            )
 
 
 class SigmoidCrossEntropy(Loss):
@@ -76,7 +76,18 @@ class SigmoidCrossEntropy(Loss):
     metrics = ("accuracy",)
 
     def check_values(self, t: Array, outputs: int, *, xp: Namespace) -> None:
-        if t.shape[0] and not all_true((t >= 0.0) & (t <= 1.0), xp):
+        right = (t >= 0.0) & (t <= 1.0)
+        if t.shape[0] and not all_true(right, xp):
             raise LabelError(
-                "SigmoidCrossEntropy needs targets between 0 and 1 (0 is no, 1 is yes); there are others, or NaN."
+                f"SigmoidCrossEntropy needs targets between 0 (no) and 1 (yes); {first_refused(t, right, xp)}. "
+                "Code the two answers as 0 and 1 first."
             )
+
+
+def _signed(t: Array, xp: Namespace) -> Array:
+    """Labels as int32 or int64: numbers of classes do not fit into 8 bits, and some libraries lack operations on unsigned
+    integers. A label too large for the signed type turns negative, and is refused like one.
+    """
+    if t.dtype == xp.int32 or t.dtype == xp.int64:
+        return t
+    return xp.astype(t, xp.int64 if str(t.dtype).endswith("uint64") else xp.int32)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..describe import plain_number
 from ..errors import LabelError, ShapeError
 from ..kernels import gaussian_nll, huber, mean_absolute_error, mean_squared_error, poisson_nll, quantile
 from ..typing import Array, Namespace
-from .base import Loss, all_true
+from .base import Loss, all_true, first_refused
 
 __all__ = ["GaussianNLL", "Huber", "MeanAbsoluteError", "MeanSquaredError", "PoissonNLL", "Quantile"]
 
@@ -36,8 +38,7 @@ class Huber(Loss):
     delta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.delta > 0:
-            raise ValueError(f"Huber: delta must be above 0; it is {self.delta!r}.")
+        plain_number(self, "delta", above=0)
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,14 @@ class Quantile(Loss):
     q: float | tuple[float, ...] = 0.5
 
     def __post_init__(self) -> None:
-        levels = self.q if isinstance(self.q, tuple | list) else (self.q,)
+        several = isinstance(self.q, Iterable) and not isinstance(self.q, str)
+        try:
+            levels = tuple(map(float, self.q if several else (self.q,)))  # type: ignore[arg-type]  # narrowed by several
+        except (TypeError, ValueError):
+            levels = ()
         if not levels or not all(0.0 < value < 1.0 for value in levels):
-            raise ValueError(f"Quantile: every q lies between 0 and 1; it is {self.q!r}.")
-        if isinstance(self.q, list):
-            object.__setattr__(self, "q", tuple(self.q))
+            raise ValueError(f"Quantile: q must be a number between 0 and 1, or several of them; it is {self.q!r}.")
+        object.__setattr__(self, "q", levels if several else levels[0])
 
     def options(self) -> dict[str, Any]:
         return {"q": self.q if isinstance(self.q, tuple) else (self.q,)}
@@ -82,7 +86,7 @@ class PoissonNLL(Loss):
     def check_values(self, t: Array, outputs: int, *, xp: Namespace) -> None:
         super().check_values(t, outputs, xp=xp)
         if t.shape[0] and not all_true(t >= 0.0, xp):
-            raise LabelError("PoissonNLL needs counts of at least 0 as targets; there are negative ones.")
+            raise LabelError(f"PoissonNLL needs counts of at least 0 as targets; {first_refused(t, t >= 0.0, xp)}.")
 
 
 class GaussianNLL(Loss):

@@ -231,7 +231,7 @@ class Record:
     def elementwise(self, function: str, *operands: Any) -> RecordedArray:
         """An operator or elementwise function of arrays and Python numbers, by the rules of `KINDS`."""
         arrays = [x for x in operands if isinstance(x, RecordedArray)]
-        self.check(function, *arrays)
+        self.check(function, *(arrays or operands))
         dtype = promoted([x.dtype for x in arrays])
         if dtype.kind not in KINDS[function]:
             raise DTypeError(f"{function} takes {' or '.join(sorted(KINDS[function]))} arrays, not {dtype}.")

@@ -151,6 +151,8 @@ def stacked(shapes: Sequence[Shape], axis: int) -> Shape:
 
 def indexed(shape: Shape, key: tuple[Any, ...]) -> Shape:
     """The shape of x[key], for integers, slices, None and one `...`; every axis must be named, or `...` be there."""
+    if key.count(Ellipsis) > 1:
+        raise ShapeError(f"x[{key_text(key)}]: '...' stands for all axes that are not named, so there is one at most.")
     named = sum(k is not None and k is not Ellipsis for k in key)
     if named > len(shape) or (named < len(shape) and Ellipsis not in key):
         raise ShapeError(
@@ -169,10 +171,19 @@ def indexed(shape: Shape, key: tuple[Any, ...]) -> Shape:
             n = shape[axis]
             axis += 1
             if isinstance(k, slice):
-                out.append(n if k == slice(None) else len(range(*k.indices(n))))
+                out.append(_sliced(n, k))
             elif not -n <= k < n:
                 raise ShapeError(f"x[{key_text(key)}]: index {k} is out of range for a length of {n}.")
     return tuple(out)
+
+
+def _sliced(n: int, k: slice) -> int:
+    """The length of x[k]; as in the standard, and unlike in NumPy, the ends of a slice are within the axis."""
+    if k == slice(None):
+        return n
+    if k.step == 0 or any(end is not None and not -n <= end <= n for end in (k.start, k.stop)):
+        raise ShapeError(f"x[{_part_text(k)}] goes beyond a length of {n}, which libraries take differently.")
+    return len(range(*k.indices(n)))
 
 
 def key_text(key: tuple[Any, ...]) -> str:
