@@ -47,7 +47,7 @@ def save(trainer: Any, path: str | Path) -> None:
 
 
 def _settings(trainer: Any) -> dict[str, Any]:
-    step, lr = trainer._step, trainer._lr  # as above
+    step, lr = trainer._step, trainer._scalars.lr  # as above
     optimizer = step.optimizer
     rule = {"type": type(optimizer).__name__}
     for name, value in vars(optimizer).items():

@@ -151,7 +151,7 @@ def output_width(model: Model) -> int | None:
 def _targets(model: Model, loss: Loss, t: Any, n: int, outputs: int | None) -> Array:
     """Targets on the device, in the one form that the loss's kernel takes, with values checked."""
     backend, xp = model.backend, model.xp
-    if not backend.owns(t) and backend.library_of(t) in ("", "numpy"):
+    if backend.library_of(t) in ("", "numpy"):
         host = np.asarray(t)
         if host.dtype.kind not in "fiub":
             raise LabelError(

@@ -68,7 +68,8 @@ def build(data: Any, classes: Mapping[str, type]) -> Any:
     kind = str(data.get("type"))
     if kind not in classes:
         raise CheckpointError(
-            unknown_name_text("class in the file", kind, classes) + " A class of your own is passed in custom={name: class}."
+            unknown_name_text("class in the file", kind, classes)
+            + " A class of your own is passed in custom={name: class}."
         )
     fields = {name: build(v, classes) for name, v in data.items() if name != "type"}
     try:

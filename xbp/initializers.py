@@ -38,7 +38,9 @@ class Initializer(Protocol):
 
 def _fans(shape: Shape) -> tuple[int, int]:
     if len(shape) != 2:
-        raise ShapeError(f"This initialiser needs a matrix (D, M), to read fan-in and fan-out from; the shape is {shape}.")
+        raise ShapeError(
+            f"This initialiser needs a matrix (D, M), to read fan-in and fan-out from; the shape is {shape}."
+        )
     return shape[0], shape[1]
 
 

@@ -154,6 +154,8 @@ class Model:
 
         Raises `ShapeError`, `DTypeError`, and `DataError` for NaN or infinity in x.
         """
+        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or int(batch_size) < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1; it is {batch_size!r}.")
         tree = self._weights.tree
         chunks = [
             forward(self.plan, tree["params"], tree["buffers"], rows, xp=self.xp, keep=False).y
@@ -169,9 +171,10 @@ class Model:
 
     def _keys(self, step: int) -> dict[str, int]:
         steps = np.asarray([step])
-        return {name: int(step_keys(self.seed, self._position(name), steps)[0]) for name in self.plan.random_nodes()}
+        return {name: int(step_keys(self.seed, self.position(name), steps)[0]) for name in self.plan.random_nodes()}
 
-    def _position(self, name: str) -> int:
+    def position(self, name: str) -> int:
+        """The place of a node in the order of the model, which its random numbers are named by."""
         return next(i for i, node in enumerate(self.plan.nodes) if node.name == name)
 
     # --- initial values -------------------------------------------------------------------------------------------
@@ -183,6 +186,11 @@ class Model:
             for local, spec in node.layer.parameters().items():
                 init = spec.init or self._initializer_for(node.name)
                 values = init(weight_generator(self.seed, len(params)), spec.shape)
+                if np.shape(values) != spec.shape:
+                    raise ShapeError(
+                        f"Parameter '{node.name}.{local}' has shape {spec.shape}, but its initialiser {init!r} gave values "
+                        f"of shape {np.shape(values)}."
+                    )
                 params[f"{node.name}.{local}"] = self.backend.asarray(values, self.dtype)
             for local, spec in node.layer.buffers().items():
                 values = (spec.init or Glorot())(np.random.default_rng(0), spec.shape)

@@ -21,9 +21,9 @@ from .losses import Loss
 from .metrics import Metric, resolve_metrics
 from .model import Model
 from .optimizers import Names, Optimizer, global_norm
-from .random import epoch_order, step_keys
+from .random import epoch_order
 from .runner import EagerRunner, Runner
-from .schedules import Schedule, rate_at
+from .scalars import Scalars
 from .step import Step
 from .typing import Array, Tree
 from .weights import copied
@@ -71,7 +71,7 @@ class Trainer:
         self.stop_reason: str | None = None
         self.epochs_planned = 0
         self.epoch_progress = (0, 0)
-        self._lr: float | Schedule = optimizer.lr  # type: ignore[attr-defined]  # every rule has a rate
+        self._scalars = Scalars(model, optimizer.lr)  # type: ignore[attr-defined]  # every rule has a rate
         self._best: Tree | None = None
         self._rows: Rows | None = None
         self._step = Step(
@@ -104,13 +104,13 @@ class Trainer:
     @property
     def lr(self) -> float:
         """The rate of the next step. Setting it replaces a schedule by that number; nothing is recorded anew."""
-        return rate_at(self._lr, self.steps)
+        return self._scalars.rate(self.steps)
 
     @lr.setter
     def lr(self, value: float) -> None:
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"lr must be a finite number of at least 0; it is {value!r}.")
-        self._lr = float(value)
+        self._scalars.lr = float(value)
 
     # --- the engine -----------------------------------------------------------------------------------------------
 
@@ -140,16 +140,6 @@ class Trainer:
     def _snapshot(self) -> Tree:
         return {section: copied(arrays, self.model.backend) for section, arrays in self._tree().items()}
 
-    def _scalars(self, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """What the steps of these numbers take as inputs, on the host."""
-        model = self.model
-        rates = np.array([rate_at(self._lr, int(s)) for s in steps] if callable(self._lr) else [self._lr] * len(steps))
-        keys = {
-            f"key.{name}": step_keys(model.seed, model._position(name), steps)  # as above
-            for name in model.plan.random_nodes()
-        }
-        return {"lr": rates, **keys}
-
     # --- training -------------------------------------------------------------------------------------------------
 
     def step(self, x: Any, t: Any, sample_weight: Any = None) -> Array:
@@ -159,8 +149,7 @@ class Trainer:
         """
         batch = prepare_batch(self.model, self.loss, x, t, sample_weight)
         check_fit(self.model, int(batch[1].shape[0]), None)
-        scalars = {name: values[0].item() for name, values in self._scalars(np.asarray([self.steps])).items()}
-        loss = self._run_engine().step(*batch, scalars)
+        loss = self._run_engine().step(*batch, self._scalars.single(self.steps))
         self._advanced(1)
         return loss
 
@@ -263,7 +252,7 @@ class Trainer:
         line = {"loss": float((values * weights).sum() / total) if total else 0.0}
         if held_out is not None:
             line.update({f"val_{name}": value for name, value in self._evaluate(held_out).items()})
-        line["lr"] = rate_at(self._lr, self.steps - 1)
+        line["lr"] = self._scalars.rate(self.steps - 1)
         for name, value in line.items():
             self.history.setdefault(name, []).append(value)
         self.epoch += 1
@@ -275,9 +264,9 @@ class Trainer:
         batches, at, size = Order(rows, order, batch_size), 0, 1
         lr: object = None
         while at < batches.count:
-            if lr is not self._lr:  # the first chunk of the epoch, or a rate that was set since
-                lr, offset = self._lr, at
-                scalars = self._device_scalars(self.steps, batches.count - at)
+            if lr is not self._scalars.lr:  # the first chunk of the epoch, or a rate that was set since
+                lr, offset = self._scalars.lr, at
+                scalars = self._scalars.table(self.steps, batches.count - at)
             stop = batches.stop(at, size)
             now = {name: values[at - offset : stop - offset] for name, values in scalars.items()}
             began = time.monotonic()
@@ -287,11 +276,6 @@ class Trainer:
             self.model.backend.synchronize()
             seconds = max((time.monotonic() - began) / (stop - at), 1e-7)
             at, size = stop, max(1, min(int(CHUNK_SECONDS / seconds), 4 * size))
-
-    def _device_scalars(self, first: int, count: int) -> dict[str, Array]:
-        backend = self.model.backend
-        host = self._scalars(np.arange(first, first + count))
-        return {n: backend.asarray(v, self.model.dtype if v.dtype.kind == "f" else None) for n, v in host.items()}
 
     def _stream(self, batches: Batches) -> Iterator[tuple[Array, np.ndarray]]:
         for x, t, w in batches:
@@ -303,7 +287,7 @@ class Trainer:
         bad = np.flatnonzero(~np.isfinite(values))
         if not bad.size:
             return
-        rate = rate_at(self._lr, first_step + int(bad[0]))
+        rate = self._scalars.rate(first_step + int(bad[0]))
         self._load(start)
         self.steps = first_step
         self.stop_reason = "non_finite_loss"
@@ -343,7 +327,7 @@ class Trainer:
         if self._rows is None:
             raise ValueError("gradient_norm() is for callbacks of a fit on arrays; there is no such fit at hand.")
         tree, xp, total = self._tree(), self.model.xp, None
-        scalars = {name: values[0].item() for name, values in self._scalars(np.asarray([self.steps])).items()}
+        scalars = self._scalars.single(self.steps)
         weights = self._rows.batch_weights(np.arange(self._rows.n), EVALUATION_ROWS)
         for (x, t, w), weight in zip(self._rows.chunks(EVALUATION_ROWS), weights / weights.sum(), strict=True):
             grads = self._step.gradients(tree["params"], tree["buffers"], x, t, w, scalars, xp=xp).grads

@@ -162,11 +162,13 @@ def plan_chain(layers: Iterable[Layer]) -> Plan:
     return plan
 
 
-def plan_graph(nodes: Mapping[str, tuple[Any, ...]], inputs: Iterable[str], output: str) -> Plan:
+def plan_graph(nodes: Mapping[str, Any], inputs: Iterable[str], output: str) -> Plan:
     """Nodes {name: (layer, input, ...)} in any order, sorted so that each comes after what it reads.
 
     Raises `NameUnknown` for a value that is nowhere made, `ShapeError` for a cycle or a wrong number of inputs.
     """
+    if isinstance(inputs, str):
+        raise TypeError(f"inputs must be a list of names; it is the string {inputs!r}. Write [{inputs!r}].")
     inputs = tuple(inputs)
     known = {*nodes, *inputs}
     if output not in known:
@@ -174,7 +176,10 @@ def plan_graph(nodes: Mapping[str, tuple[Any, ...]], inputs: Iterable[str], outp
     if both := set(nodes) & set(inputs):
         raise NameUnknown(f"{sorted(both)} are both inputs and nodes of the graph; a name stands for one value.")
     waiting: dict[str, Node] = {}
-    for name, (layer, *sources) in nodes.items():
+    for name, given in nodes.items():
+        if not isinstance(given, tuple | list) or not given:
+            raise TypeError(f"Node {name!r} must be (layer, input, ...); it is {given!r:.80}.")
+        layer, *sources = given
         _check_layer(f"node {name!r}", layer)
         if len(sources) != layer.arity:
             raise ShapeError(f"Node {name!r} is {layer}, which takes {layer.arity} inputs; it is given {len(sources)}.")

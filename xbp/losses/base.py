@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from array_api_compat import array_namespace, is_array_api_obj
 
+from ..backend import Backend
 from ..errors import DataError, DTypeError, LabelError, ShapeError
 from ..typing import Array, Namespace, Scalar, device_of
 
@@ -51,7 +52,9 @@ class Loss:
             raise DTypeError(f"y must be an array of an Array API library; it is a {type(y).__name__}.")
         xp: Namespace = array_namespace(y)
         if not xp.isdtype(y.dtype, "real floating"):
-            raise DTypeError(f"y must be floating scores, so that they have a gradient; it is {y.dtype}. Convert it (astype).")
+            raise DTypeError(
+                f"y must be floating scores, so that they have a gradient; it is {y.dtype}. Convert it (astype)."
+            )
         if y.ndim != 2:
             raise ShapeError(f"y must be (N, K), N rows of K scores; its shape is {tuple(y.shape)}.")
         t = self.prepare(_beside("t", t, y, xp), tuple(y.shape), y.dtype, xp=xp)
@@ -103,13 +106,15 @@ def _beside(name: str, value: Any, y: Array, xp: Namespace) -> Array:
     given: bool = is_array_api_obj(value)
     if given and array_namespace(value) is not xp:
         raise DTypeError(
-            f"{name} is an array of {array_namespace(value).__name__}, y one of {xp.__name__}. "  # type: ignore[attr-defined]  # modules
+            f"{name} is an array of {Backend.library_of(value)}, y one of {Backend.library_of(y)}. "
             "All arguments must be of one library; convert one of them."
         )
     try:
         a: Array = value if given else xp.asarray(value, device=device_of(y))
     except (TypeError, ValueError, OverflowError) as error:
-        raise DTypeError(f"{name} must be an array or a regular list of numbers; it is {value!r:.80} ({error}).") from error
+        raise DTypeError(
+            f"{name} must be an array or a regular list of numbers; it is {value!r:.80} ({error})."
+        ) from error
     if not xp.isdtype(a.dtype, ("real floating", "integral", "bool")):
         raise DTypeError(f"{name} must hold real numbers; its dtype is {a.dtype}.")
     return a

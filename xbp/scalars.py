@@ -1,0 +1,50 @@
+"""What changes from step to step: the learning rate, and a key for each layer that draws numbers.
+
+They are inputs of the step, so that one recorded step serves a whole training. On the host they follow from the numbers
+of the steps alone, which is why a resumed training needs to remember nothing else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .model import Model
+from .random import step_keys
+from .schedules import Schedule, rate_at
+from .typing import Array
+
+__all__ = ["Scalars"]
+
+
+class Scalars:
+    """The scalar inputs of the steps of one training: "lr", and "key.<layer>" (int32) for every random layer."""
+
+    def __init__(self, model: Model, lr: float | Schedule) -> None:
+        self.lr = lr
+        self._backend = model.backend
+        self._dtype = model.dtype
+        self._seed = model.seed
+        self._layers = {name: model.position(name) for name in model.plan.random_nodes()}
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the step of that number."""
+        return rate_at(self.lr, step)
+
+    def on_host(self, steps: np.ndarray) -> dict[str, np.ndarray]:
+        """The inputs of the steps of these numbers, (K,) each."""
+        rates = [self.rate(int(s)) for s in steps] if callable(self.lr) else np.full(len(steps), self.lr)
+        keys = {f"key.{name}": step_keys(self._seed, layer, steps) for name, layer in self._layers.items()}
+        return {"lr": np.asarray(rates, dtype=np.float64), **keys}
+
+    def table(self, first: int, count: int) -> dict[str, Array]:
+        """The inputs of `count` steps, moved to the device together, (count,) each."""
+        host = self.on_host(np.arange(first, first + count))
+        return {n: self._backend.asarray(v, self._dtype if v.dtype.kind == "f" else None) for n, v in host.items()}
+
+    def single(self, step: int) -> dict[str, Array]:
+        """The inputs of one step as 0-d arrays, filled on the device: nothing is copied from the host."""
+        xp, rate = self._backend.xp, self._backend.dtype(self._dtype)
+        return {
+            name: xp.full((), v[0].item(), dtype=rate if v.dtype.kind == "f" else xp.int32, device=self._backend.device)
+            for name, v in self.on_host(np.asarray([step])).items()
+        }
