@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import xbp.backend
 from xbp.backend import Backend, available_backends, get_backend, load_library, register_backend
 from xbp.errors import BackendUnavailable, DTypeError, UnknownBackend, XBPError
+from xbp.typing import Namespace
 
 NAMES = ("numpy", "cupy", "torch", "jax", "strict")
 
@@ -185,6 +187,38 @@ def test_all_backends_have_the_names_and_signatures_of_the_base(backend):
                 ], f"{cls.__name__}.{name}"
     for attribute in ("name", "xp", "device", "version", "transfers"):
         assert hasattr(backend, attribute)
+
+
+def test_every_namespace_has_all_that_xbp_calls(space):
+    for name in vars(Namespace):
+        if not name.startswith("_"):
+            assert hasattr(space.xp, name), name
+
+
+def test_creation_functions_of_cupy_obey_their_device():
+    """By itself, without CuPy: array-api-compat's take `device=` and create on the current device all the same."""
+    package = pytest.importorskip("xbp_cupy")
+    entered = []
+
+    class Device:
+        def __init__(self, number):
+            self.number = number
+
+        def __enter__(self):
+            entered.append(self.number)
+
+        def __exit__(self, *error):
+            entered.append(None)
+
+    def create(*args, **options):
+        return entered[-1], args, options
+
+    compat = SimpleNamespace(matmul=create, **dict.fromkeys(package.CREATION, create))
+    xp = package._on_device(compat, Device(0))
+    assert xp.zeros((2,), dtype="float32", device=None) == (0, ((2,),), {"dtype": "float32"})
+    assert xp.asarray([1.0], device=Device(1)) == (1, ([1.0],), {})
+    assert entered == [0, None, 1, None]
+    assert xp.matmul is create
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "int64", "float32", "float64"])

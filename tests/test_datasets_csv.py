@@ -80,6 +80,7 @@ LAYOUTS = {
     "BOM and CRLF": "\ufeffa,b,kind\r\n1,2.5,x\r\n-3,4e1,y\r\n",
     "quoted": '"a","b","kind"\n"1","2.5","x"\n"-3","4e1","y"\n',
     "spaces": "a, b , kind\n1, 2.5, x\n -3 ,4e1, y \n",
+    "quoted after spaces": '"a", "b", "kind"\n"1", "2.5", "x"\n"-3", "4e1", "y"\n',
     "blank lines": "a,b,kind\n\n1,2.5,x\n,,\n-3,4e1,y\n   \n\n",
     "no last line end": "a,b,kind\n1,2.5,x\n-3,4e1,y",
     "old line ends": "a,b,kind\r1,2.5,x\r-3,4e1,y\r",
@@ -96,6 +97,7 @@ def test_layouts(tmp_path, layout, packed):
     d = load(path, target="kind", test_fraction=0, dtype="float64")
     check(d, "float64")
     assert d.classes == ("x", "y")
+    assert d.features == ({"a delimiter in a name": "a;;", "a line end in a name": "a\nb"}.get(layout, "a"), "b")
     np.testing.assert_allclose(d.x / d.scaling.factor + d.scaling.offset, [[1, 2.5], [-3, 40]], rtol=1e-15)
 
 

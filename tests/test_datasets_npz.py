@@ -86,6 +86,13 @@ def test_classes_or_numbers(tmp_path, t, task, classes):
         assert [classes[k] for k in d.t] == texts
 
 
+@pytest.mark.parametrize(("distinct", "task"), [(20, "classification"), (21, "regression")])
+def test_at_most_twenty_classes_are_guessed(tmp_path, distinct, task):
+    np.savez(tmp_path / "a.npz", x=np.zeros((63, 1)), t=np.arange(63) % distinct)
+    assert load(tmp_path / "a.npz").task == task
+    assert len(load(tmp_path / "a.npz", task="classification").classes) == distinct
+
+
 def test_names_of_classes_and_columns(tmp_path):
     extra = {"target_names": np.array(["no", "yes", "maybe"]), "feature_names": np.array(list("abcd"))}
     np.savez(tmp_path / "a.npz", data=X, target=LABELS, **extra)

@@ -65,7 +65,7 @@ def levels_for(sizes: make.Sizes) -> make.Sizes:
     return make.Sizes(sizes.N, sizes.D, sizes.M, sizes.C, len(LEVELS), sizes.seed)
 
 
-LEVELS = (0.1, 0.5, 0.9)
+LEVELS = (0.1, 0.5, 0.8, 0.95)
 
 CASES = [
     cross_entropy("softmax-labels", make.y_NC_t_N),
@@ -310,7 +310,7 @@ def test_huber_meets_its_line_at_the_threshold(space):
 
 
 @pytest.mark.parametrize("name", ["softmax-labels", "softmax-labels-smoothed"])
-@pytest.mark.parametrize("label", [-1, 5, 1000])
+@pytest.mark.parametrize("label", [-1, 4, 1000])
 def test_a_label_out_of_range_makes_its_row_nan_and_no_other(space, name, label):
     """-1 is not the last class, as it was in one of the articles."""
     y, t = make.y_NC_t_N(make.TYPICAL)

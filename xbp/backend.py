@@ -96,15 +96,16 @@ class Backend:
     def dtype(self, name: str) -> DType:
         """The library's dtype of that name; raises `DTypeError` where the device does not have it."""
         dtype = getattr(self.xp, name, None) if name in WIDE | NARROW | HALF else None
-        if dtype is None or (name in WIDE and not self._inspected(name)):
+        if dtype is None or (name in WIDE and name not in self._wide):
             where = "" if self.device is None else f" on device {str(self.device)!r}"
             raise DTypeError(f"Backend {self.name!r} has no dtype {name!r}{where}.")
         return dtype
 
-    def _inspected(self, name: str) -> bool:
-        """Whether the device has that dtype, by the standard's inspection where the library implements it."""
+    @cached_property
+    def _wide(self) -> frozenset[str]:
+        """The 64-bit dtypes of the device, by the standard's inspection where the library implements it."""
         inspect = getattr(self.xp, "__array_namespace_info__", None)
-        return inspect is None or name in inspect().dtypes(device=self.device)
+        return WIDE if inspect is None else WIDE.intersection(inspect().dtypes(device=self.device))
 
     def asarray(self, host: Any, dtype: str | None = None) -> Array:
         """Host data (anything NumPy reads) as an array of this backend, counted in `transfers`; always a copy."""
@@ -153,6 +154,10 @@ class Backend:
     def owns(self, value: object) -> bool:
         """Whether `value` is an array of this backend's library."""
         return self.library_of(value) == self._library
+
+    def bare(self, array: Array) -> Array:
+        """An own array without what its library has hung on it, such as the record of PyTorch's autograd."""
+        return array
 
     @cached_property
     def _library(self) -> str:

@@ -91,7 +91,7 @@ def _since_best(values: list[float], sign: float, min_delta: float) -> tuple[int
 
 @dataclass
 class EarlyStopping(Callback):
-    """Stop when `monitor` has not improved by more than `min_delta` for `patience` epochs, and bring the best weights back.
+    """Stop when `monitor` has not improved by more than `min_delta` for `patience` epochs; the best weights come back.
 
     monitor        any name of the history: "val_loss", "val_accuracy", "loss", ...
     mode           "min", "max", or "auto": higher is better for accuracy and R2, lower for the rest
@@ -194,7 +194,7 @@ class GradientNorm(Callback):
 
 @dataclass
 class Progress(Callback):
-    """A line an epoch on `stream` (standard error); on a terminal, a running count of steps within the epoch as well."""
+    """A line an epoch on `stream` (standard error); on a terminal, a running count of steps as well."""
 
     stream: IO[str] | None = None
     _started: float = field(default=0.0, init=False, repr=False)
@@ -229,5 +229,5 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     found = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
     for callback in found:
         if not isinstance(callback, Callback):
-            raise TypeError(f"{callback!r} is no callback. Give instances of classes that derive from xbp.callbacks.Callback.")
+            raise TypeError(f"{callback!r} is no callback. Give instances of subclasses of xbp.callbacks.Callback.")
     return found

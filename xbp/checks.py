@@ -17,7 +17,7 @@ __all__ = ["check_fit", "check_trainer", "chosen_engine", "trainable_names", "wh
 
 
 def check_trainer(model: object, loss: object, optimizer: object, clip_norm: float | None, accumulate: int) -> None:
-    """Raise for parts that are of the wrong kind or do not work together; warn of a squashed output before a softmax."""
+    """Raise for parts that are of the wrong kind or do not fit together; warn of a squashed output before a softmax."""
     for name, value, kind in (("model", model, Model), ("loss", loss, Loss), ("optimizer", optimizer, Optimizer)):
         if not isinstance(value, kind):
             made = f" Write {value.__name__}(...)." if isinstance(value, type) else ""
@@ -67,8 +67,8 @@ def check_fit(model: Model, n: int, batch_size: int | None) -> None:
     last = n % int(size) or min(int(size), n)
     if names and (last == 1 or int(size) == 1):
         raise ShapeError(
-            f"BatchNorm ({', '.join(names)}) cannot train on a batch of one row, which has no variance: {n} rows in batches "
-            f"of {size} leave one of {min(last, int(size))}. Choose another batch_size."
+            f"BatchNorm ({', '.join(names)}) cannot train on a batch of one row, which has no variance: {n} rows in "
+            f"batches of {size} leave one of {min(last, int(size))}. Choose another batch_size."
         )
 
 
@@ -92,6 +92,7 @@ def trainable_names(model: Model, trainable: Names | None) -> tuple[str, ...]:
     names = tuple(name for name in model.params if selects(trainable, name))
     if not names:
         raise ValueError(
-            f"Nothing to train: trainable= selects none of the parameters {', '.join(model.params) or '(the model has none)'}."
+            "Nothing to train: trainable= selects none of the parameters "
+            f"{', '.join(model.params) or '(the model has none)'}."
         )
     return names

@@ -33,7 +33,7 @@ def is_stream(x: Any) -> bool:
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs, targets and weights of n rows. `resident` says whether they lie on the device, or on the host in a map."""
+    """Inputs, targets and weights of n rows, on the device where `resident`, else on the host in a memory map."""
 
     x: Any
     t: Any
@@ -163,6 +163,7 @@ def _targets(model: Model, loss: Loss, t: Any, n: int, outputs: int | None) -> A
         t = backend.asarray(host)
     elif not backend.owns(t):
         raise DTypeError(f"t is a {backend.library_of(t)} array, but the model lives on backend={backend.name!r}.")
+    t = backend.bare(t)
     if t.ndim == 0 or t.shape[0] != n:
         raise ShapeError(f"x has {n} rows, t has shape {tuple(t.shape)}: every row needs its own target.")
     width = (t.shape[1] if t.ndim > 1 else 1) if outputs is None else outputs
@@ -191,7 +192,7 @@ def prepare_batch(model: Model, loss: Loss, x: Any, t: Any, w: Any) -> tuple[Inp
     if n == 0:
         raise ShapeError("The batch is empty: x has no rows.")
     moved = {name: taken(name, a, backend, model.dtype) for name, a in arrays.items()}
-    t = t if backend.owns(t) else taken("t", t, backend, None)
+    t = taken("t", t, backend, None)
     if t.ndim == 0 or t.shape[0] != n:
         raise ShapeError(f"x has {n} rows, t has shape {tuple(t.shape)}: every row needs its own target.")
     outputs = output_width(model)
@@ -213,8 +214,8 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
         if self.epochs_read and iter(self.source) is self.source:
             raise DataError(
-                "The iterable of batches is used up after one epoch, as every generator is. Give an object whose __iter__ "
-                "starts again (a list of batches, a loader), or fit one epoch at a time."
+                "The iterable of batches is used up after one epoch, as every generator is. Give an object whose "
+                "__iter__ starts again (a list of batches, a loader), or fit one epoch at a time."
             )
         self.epochs_read += 1
         for i, batch in enumerate(self.source):

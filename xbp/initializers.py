@@ -73,7 +73,7 @@ class Glorot:
 
 @dataclass(frozen=True)
 class LeCun:
-    """Variance 1 / D: keeps the size of the signal through a unit of slope 1. LeCun et al., "Efficient BackProp" (1998)."""
+    """Variance 1 / D: keeps the size of the signal through a unit of slope 1. LeCun et al. (1998)."""
 
     uniform: bool = False
 

@@ -23,9 +23,9 @@ BLOCK = 1 << 24  # entries of a memory map that are looked at together
 
 
 def host_or_own(name: str, value: Any, backend: Backend) -> Any:
-    """`value` itself where the backend owns it, else as a NumPy array. Raises `DTypeError` for other libraries' arrays."""
+    """`value` itself where the backend owns it, else as a NumPy array; `DTypeError` for other libraries' arrays."""
     if backend.owns(value):
-        return value
+        return backend.bare(value)
     library = backend.library_of(value)
     if library not in ("", "numpy"):
         raise DTypeError(
@@ -66,7 +66,8 @@ def named(x: Any, plan: Plan) -> dict[str, Any]:
     """Inputs by the plan's names, from a mapping or, for a single input, from the array."""
     if isinstance(x, Mapping):
         if set(x) != set(plan.inputs):
-            raise ShapeError(f"The model has inputs {', '.join(plan.inputs)}; it is given {', '.join(map(str, x)) or 'none'}.")
+            given = ", ".join(map(str, x)) or "none"
+            raise ShapeError(f"The model has inputs {', '.join(plan.inputs)}; it is given {given}.")
         return {name: x[name] for name in plan.inputs}
     if len(plan.inputs) != 1:
         raise ShapeError(f"The model has inputs {', '.join(plan.inputs)}; give a mapping from these names to arrays.")
@@ -117,7 +118,8 @@ def check_finite(name: str, a: Any, backend: Backend) -> None:
             finite = np.isfinite(block)
             if not finite.all():
                 where = np.argwhere(~finite)[0] if a.ndim else ()
-                _refuse(name, [int(w) + (start if i == 0 else 0) for i, w in enumerate(where)], str(block[tuple(where)]))
+                place = [int(w) + (start if i == 0 else 0) for i, w in enumerate(where)]
+                _refuse(name, place, str(block[tuple(where)]))
         return
     xp = backend.xp
     if xp.isdtype(a.dtype, "real floating") and not bool(xp.all(xp.isfinite(a))):
@@ -128,4 +130,5 @@ def check_finite(name: str, a: Any, backend: Backend) -> None:
 
 def _refuse(name: str, where: list[int], value: str) -> None:
     place = ", ".join(f"{axis} {i}" for axis, i in zip(("row", "column", "index", "index"), where, strict=False))
-    raise DataError(f"{name} contains {value} at {place or 'its only entry'} (counted from 0). Remove or fill such entries first.")
+    place = place or "its only entry"
+    raise DataError(f"{name} contains {value} at {place} (counted from 0). Remove or fill such entries first.")

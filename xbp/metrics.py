@@ -1,7 +1,7 @@
 """Metrics, added up on the device and read once.
 
-A metric turns scores, targets and weights of a chunk into a few sums; the sums of all chunks give the value. So a metric
-is right for any chunking, weights rows as the loss does, and costs one small transfer an evaluation.
+A metric turns scores, targets and weights of a chunk into a few sums; the sums of all chunks give the value. So a
+metric is right for any chunking, weights rows as the loss does, and costs one small transfer an evaluation.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Accuracy(Metric):
 
 
 class BinaryAccuracy(Metric):
-    """Share of answers on the right side: score above 0 where the target is above 1/2; the mean over K answers a row."""
+    """Share of right answers: score above 0 where the target is above 1/2; the mean over K answers a row."""
 
     name = "accuracy"
     higher_is_better = True

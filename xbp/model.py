@@ -150,7 +150,7 @@ class Model:
         return slopes
 
     def predict(self, x: Any, *, batch_size: int = 4096) -> Array:
-        """The scores (N, K), computed in chunks of `batch_size` rows; keeps no cache and moves host data chunk by chunk.
+        """The scores (N, K), in chunks of `batch_size` rows; keeps no cache, moves host data chunk by chunk.
 
         Raises `ShapeError`, `DTypeError`, and `DataError` for NaN or infinity in x.
         """
@@ -188,8 +188,8 @@ class Model:
                 values = init(weight_generator(self.seed, len(params)), spec.shape)
                 if np.shape(values) != spec.shape:
                     raise ShapeError(
-                        f"Parameter '{node.name}.{local}' has shape {spec.shape}, but its initialiser {init!r} gave values "
-                        f"of shape {np.shape(values)}."
+                        f"Parameter '{node.name}.{local}' has shape {spec.shape}, but its initialiser {init!r} "
+                        f"gave values of shape {np.shape(values)}."
                     )
                 params[f"{node.name}.{local}"] = self.backend.asarray(values, self.dtype)
             for local, spec in node.layer.buffers().items():

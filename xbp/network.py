@@ -71,7 +71,8 @@ class Network(Model):
         return None
 
     def __repr__(self) -> str:
-        return f"Network([{', '.join(map(str, self.layers))}], backend={self.backend.name!r}, dtype={self.dtype!r}, seed={self.seed})"
+        layers = ", ".join(map(str, self.layers))
+        return f"Network([{layers}], backend={self.backend.name!r}, dtype={self.dtype!r}, seed={self.seed})"
 
     def _describe(self) -> dict[str, Any]:
         return {"layers": [describe(layer) for layer in self.layers]}

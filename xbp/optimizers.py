@@ -100,7 +100,7 @@ class Optimizer:
             decay = self._decay(name)
             new_params[name], new = self.rule(p, grads[name], slots, t, lr, decay, xp)
             new_state.update({f"{slot}.{name}": value for slot, value in zip(self.slots, new, strict=True)})
-        return new_params, new_state
+        return new_params, {name: new_state[name] for name in state if name in new_state}  # in the order of `init`
 
     def rule(
         self, p: Array, g: Array, slots: tuple[Array, ...], t: Array, lr: Scalar, decay: float, xp: Namespace

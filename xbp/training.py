@@ -42,8 +42,8 @@ class Trainer:
     optimizer     such as Adam(1e-3); its rate is a number or a schedule f(step)
     metrics       names ("accuracy", "mae", "r2", ...) or Metrics, reported beside the loss's own
     clip_norm     the largest global norm of the gradients
-    accumulate    cut every batch into so many pieces, one after the other: less memory, the same step up to the order of
-                  summation; refused with BatchNorm, whose statistics are the whole batch's
+    accumulate    cut every batch into so many pieces, one after the other: less memory, the same step up to the
+                  order of summation; refused with BatchNorm, whose statistics are the whole batch's
     trainable     which parameters learn: names or a predicate on names; None is all
     engine        "auto", or one of `model.backend.engines`
 
@@ -177,8 +177,8 @@ class Trainer:
         progress         a line an epoch on standard error
 
         Ctrl-C stops after the step at hand; `stop_reason` says why the training ended. Raises `ShapeError`,
-        `DTypeError`, `LabelError`, `DataError` before the first step for data that does not fit, and `NonFiniteLoss` when
-        the loss becomes NaN or infinite: the weights are then those from before the epoch.
+        `DTypeError`, `LabelError`, `DataError` before the first step for data that does not fit, and `NonFiniteLoss`
+        when the loss becomes NaN or infinite: the weights are then those from before the epoch.
         """
         observers = check_callbacks(callbacks) + ((Progress(),) if progress else ())
         source: Rows | Batches
@@ -292,8 +292,8 @@ class Trainer:
         self.steps = first_step
         self.stop_reason = "non_finite_loss"
         raise NonFiniteLoss(
-            f"The loss became {values[bad[0]]} at step {bad[0] + 1} of epoch {self.epoch + 1}, with lr={rate:g}. The weights "
-            "from before that epoch are back in the model. Try a smaller lr, clip_norm=1.0, or scale the inputs."
+            f"The loss became {values[bad[0]]} at step {bad[0] + 1} of epoch {self.epoch + 1}, with lr={rate:g}. "
+            "The weights from before that epoch are back in the model. Try a smaller lr, clip_norm=1.0, or scale the inputs."
         )
 
     # --- looking --------------------------------------------------------------------------------------------------

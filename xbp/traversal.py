@@ -64,7 +64,7 @@ class Plan:
         return frozenset(wanted)
 
     def row_shapes(self, inputs: Mapping[str, RowShape] | None = None) -> dict[str, RowShape]:
-        """The shape of a row of every value, None where nothing fixes it. Raises `ShapeError` for widths that do not fit."""
+        """The shape of a row of every value, None where nothing fixes it; `ShapeError` for widths that do not fit."""
         shapes: dict[str, RowShape] = {name: (inputs or {}).get(name) for name in self.inputs}
         for node in self.nodes:
             try:
@@ -153,7 +153,9 @@ def plan_chain(layers: Iterable[Layer]) -> Plan:
     for i, layer in enumerate(layers):
         _check_layer(f"layers[{i}]", layer)
         if layer.arity != 1:
-            raise ShapeError(f"layers[{i}] is {layer}, which takes {layer.arity} inputs. A Network is a chain; use xbp.Graph.")
+            raise ShapeError(
+                f"layers[{i}] is {layer}, which takes {layer.arity} inputs. A Network is a chain; use xbp.Graph."
+            )
         nodes.append(Node(str(i), layer, (str(i - 1) if i else INPUT,)))
     if not nodes:
         raise ShapeError("A Network needs at least one layer; the list of layers is empty.")
@@ -192,7 +194,8 @@ def plan_graph(nodes: Mapping[str, Any], inputs: Iterable[str], output: str) -> 
     while waiting:
         ready = [n for n in waiting.values() if all(v in made for v in n.inputs)]
         if not ready:
-            raise ShapeError(f"The graph has a cycle through {', '.join(sorted(waiting))}; a value cannot depend on itself.")
+            through = ", ".join(sorted(waiting))
+            raise ShapeError(f"The graph has a cycle through {through}; a value cannot depend on itself.")
         for node in ready:
             done.append(waiting.pop(node.name))
             made.add(node.name)
@@ -205,4 +208,6 @@ def _check_layer(where: str, layer: object) -> None:
     if isinstance(layer, type) and issubclass(layer, Layer):
         raise TypeError(f"{where} is the class {layer.__name__}; write {layer.__name__}(...) to make a layer of it.")
     if not isinstance(layer, Layer):
-        raise TypeError(f"{where} is no layer but a {type(layer).__name__} ({layer!r:.80}). Layers derive from xbp.layers.Layer.")
+        raise TypeError(
+            f"{where} is no layer but a {type(layer).__name__} ({layer!r:.80}). Layers derive from xbp.layers.Layer."
+        )

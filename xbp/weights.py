@@ -107,12 +107,17 @@ class ArrayMap(MutableMapping[str, Array]):
         if not backend.owns(value):
             if library not in ("", "numpy"):
                 raise DTypeError(
-                    f"{self._kind} {name!r}: a {library} array cannot be assigned to a model on backend={backend.name!r}. "
-                    "Convert it to that library or to NumPy first."
+                    f"{self._kind} {name!r}: a {library} array cannot be assigned to a model on "
+                    f"backend={backend.name!r}. Convert it to that library or to NumPy first."
                 )
             value = backend.asarray(value)
+        value = backend.bare(value)
         if tuple(value.shape) != tuple(old.shape):
-            raise ShapeError(f"{self._kind} {name!r} has shape {tuple(old.shape)}; the new value has {tuple(value.shape)}.")
+            raise ShapeError(
+                f"{self._kind} {name!r} has shape {tuple(old.shape)}; the new value has {tuple(value.shape)}."
+            )
         if value.dtype != old.dtype:
-            raise DTypeError(f"{self._kind} {name!r} is {old.dtype}; the new value is {value.dtype}. Convert it (astype).")
+            raise DTypeError(
+                f"{self._kind} {name!r} is {old.dtype}; the new value is {value.dtype}. Convert it (astype)."
+            )
         return backend.xp.asarray(value, dtype=old.dtype, device=backend.device, copy=True)

@@ -30,6 +30,10 @@ class TorchBackend(Backend):
             raise DTypeError('Apple\'s GPUs have no float64 (device "mps"). Use dtype="float32", or device="cpu".')
         return super().dtype(name)
 
+    def bare(self, array: Array) -> Array:
+        # A tensor that requires a gradient would keep every step alive in a graph that nobody asks for.
+        return cast(Array, cast(Any, array).detach())
+
     def _upload(self, a: np.ndarray) -> Array:
         # Tensors have no negative strides.
         return super()._upload(np.ascontiguousarray(a).reshape(a.shape))

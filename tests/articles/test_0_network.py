@@ -13,7 +13,7 @@ import by_hand
 import numpy as np
 import pytest
 from inventory import ids
-from run_in import few_shapes
+from run_in import few_shapes, over
 
 import xbp
 from xbp.initializers import Constant, Normal
@@ -135,6 +135,7 @@ def test_chosen_layers_start_from_normal_values_of_a_thousandth_and_a_constant_b
 
 
 @ids("S0-09", "S0-10", "B0-22")
+@over("numpy", "strict-device1", "torch")
 def test_show_params_before_backward_after_it_and_after_the_update(space, network):
     net = network(DEMO, seed=1)
     x, labels = demo_batch()

@@ -4,8 +4,8 @@
     dg = sum over rows of dy h     db = sum over rows of dy
     dx = g r (dy - mean(dy) - h mean(dy h)),  means down the column
 
-Shapes: x, y, dy (N, D), g, b, m, v (D,). v is the population variance here; the running variance takes the unbiased one,
-v N / (N - 1), as PyTorch does. `frozen_norm` is the same map with statistics that are given.
+Shapes: x, y, dy (N, D), g, b, m, v (D,). v is the population variance here; the running variance takes the unbiased
+one, v N / (N - 1), as PyTorch does. `frozen_norm` is the same map with statistics that are given.
 Source: Ioffe, Szegedy, "Batch normalization", ICML 2015.
 """
 

@@ -2,7 +2,8 @@
 
     dx = dy where y > 0, else s dy
 
-Shapes: any; y and dx have the shape of x. The slope at 0 is s. The output tells the side, because s >= 0 keeps the sign.
+Shapes: any; y and dx have the shape of x. The slope at 0 is s. The output tells the side, because s >= 0
+keeps the sign.
 Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML 2013.
 """
 

@@ -2,8 +2,8 @@
 
     dy_nk = s_n (exp(y_nk) - t_nk) / K,  s_n the row's share of the batch
 
-Shapes: y, t (N, K), t >= 0, w (N,) or None, loss (). The term log t! is left out, it does not depend on y. A rate is the
-one exponential of xbp whose argument may be positive: it is held at exp(80) in float32 and exp(700) in float64, far
+Shapes: y, t (N, K), t >= 0, w (N,) or None, loss (). The term log t! is left out, it does not depend on y. A rate is
+the one exponential of xbp whose argument may be positive: it is held at exp(80) in float32 and exp(700) in float64, far
 enough below the dtype's end for a row to sum thousands of them, so that an absurd log-rate gives a huge loss and a
 slope that leads back, not infinity.
 Source: McCullagh, Nelder, "Generalized Linear Models" (1989), chapter 6.

@@ -2,8 +2,8 @@
 
     dy_nk = s_n (1 - q_k) / K where y > t,    -s_n q_k / K where y < t,  s_n the row's share of the batch
 
-Shapes: y, t (N, K), q one number or K of them in (0, 1), w (N,) or None, loss (). The slope at y = t is 0. Its minimiser
-is the q-quantile of t given x; q = 1/2 is half the absolute error.
+Shapes: y, t (N, K), q one number or K of them in (0, 1), w (N,) or None, loss (). The slope at y = t is 0. Its
+minimiser is the q-quantile of t given x; q = 1/2 is half the absolute error.
 Source: Koenker, Bassett, "Regression quantiles", Econometrica 46 (1978).
 """
 

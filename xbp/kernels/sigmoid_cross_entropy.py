@@ -2,8 +2,8 @@
 
     dy_nk = s_n (sigmoid(y_nk) - t_nk) / K,  s_n the row's share of the batch
 
-Shapes: y (N, K), t (N, K) in [0, 1], w (N,) or None, loss (). This is -t log p - (1 - t) log(1 - p) with p = sigmoid(y),
-written so that `exp` gets no positive argument and no logarithm meets a rounded 0.
+Shapes: y (N, K), t (N, K) in [0, 1], w (N,) or None, loss (). This is -t log p - (1 - t) log(1 - p) with
+p = sigmoid(y), written so that `exp` gets no positive argument and no logarithm meets a rounded 0.
 Source: Bishop, "Pattern Recognition and Machine Learning" (2006), section 4.3.2.
 """
 

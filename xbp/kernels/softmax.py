@@ -14,8 +14,8 @@ from ..typing import Array, Namespace
 
 
 def forward(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
-    e = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
-    y = e / xp.sum(e, axis=-1, keepdims=True)
+    _, e, total = shifted(x, xp=xp)
+    y = e / total
     return y, y
 
 
@@ -25,5 +25,12 @@ def backward(dy: Array, cache: Array, *, xp: Namespace) -> Array:
 
 def log_softmax(x: Array, *, xp: Namespace) -> Array:
     """x - log(sum exp x) of each row, right where the softmax itself underflows."""
+    z, _, total = shifted(x, xp=xp)
+    return z - xp.log(total)
+
+
+def shifted(x: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
+    """z = x - max x, exp z, and its sum (..., 1): whoever needs the softmax and its logarithm takes one exponential."""
     z = x - xp.max(x, axis=-1, keepdims=True)
-    return z - xp.log(xp.sum(xp.exp(z), axis=-1, keepdims=True))
+    e = xp.exp(z)
+    return z, e, xp.sum(e, axis=-1, keepdims=True)

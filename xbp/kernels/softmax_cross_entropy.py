@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 from ..typing import Array, Namespace, Scalar, device_of
-from .softmax import log_softmax
+from .softmax import shifted
 from .weighting import average, shares, spread
 
 
@@ -26,13 +26,14 @@ class Cache(NamedTuple):
 
 
 def forward(y: Array, t: Array, w: Array | None, *, label_smoothing: float, xp: Namespace) -> tuple[Array, Cache]:
-    log_p = log_softmax(y, xp=xp)
+    z, e, total = shifted(y, xp=xp)
+    log_p = z - xp.log(total)
     q = probabilities(t, log_p, label_smoothing=label_smoothing, xp=xp)
     rows = -xp.sum(q * xp.where(q != 0.0, log_p, 0.0), axis=1)
     if t.ndim == 1:
         rows = xp.where((t >= 0) & (t < y.shape[1]), rows, math.nan)
     s = shares(rows, w, xp=xp)
-    return average(rows, s, xp=xp), Cache(xp.exp(log_p), t, s)
+    return average(rows, s, xp=xp), Cache(e / total, t, s)
 
 
 def backward(dloss: Scalar, cache: Cache, *, label_smoothing: float, xp: Namespace) -> Array:

@@ -2,8 +2,8 @@
 
     dx = dy sigmoid(b x) = dy (1 - exp(-b y))
 
-Shapes: any; y and dx have the shape of x. Computed as max(x, 0) + log1p(exp(-b |x|)) / b, which neither overflows on the
-right nor loses the left tail; the second form of the slope needs the output alone.
+Shapes: any; y and dx have the shape of x. Computed as max(x, 0) + log1p(exp(-b |x|)) / b, which neither overflows on
+the right nor loses the left tail; the second form of the slope needs the output alone.
 Source: Dugas, Bengio, Bélisle, Nadeau, Garcia, "Incorporating second-order functional knowledge for better option
 pricing", NIPS 2000.
 """

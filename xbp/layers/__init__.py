@@ -1,4 +1,4 @@
-"""Layers: frozen descriptions of what a network consists of. The maths is in `xbp.kernels`, the arrays in the network."""
+"""Layers: frozen descriptions of what a network consists of. The maths is in `xbp.kernels`, the arrays in the model."""
 
 from .activations import (
     ELU,

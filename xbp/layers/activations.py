@@ -61,7 +61,7 @@ class ReLU(Activation):
 
 @dataclass(frozen=True)
 class LeakyReLU(Activation):
-    """y = x where x > 0, else negative_slope x; negative_slope >= 0 is also the slope at 0. See `xbp.kernels.leaky_relu`."""
+    """y = x where x > 0, else negative_slope x, with negative_slope >= 0. See `xbp.kernels.leaky_relu`."""
 
     kernel: ClassVar[Any] = leaky_relu
     follows = "he"

@@ -39,9 +39,9 @@ class _Norm(Layer):
 
 @dataclass(frozen=True)
 class LayerNorm(_Norm):
-    """y = gamma (x - m) / sqrt(v + eps) + beta, m and v the mean and variance of each row; gamma, beta (size,) are learnt.
+    """y = gamma (x - m) / sqrt(v + eps) + beta, m and v the mean and variance of each row.
 
-    See `xbp.kernels.layer_norm`.
+    gamma and beta (size,) are learnt. See `xbp.kernels.layer_norm`.
     """
 
     def forward(
@@ -60,9 +60,9 @@ class LayerNorm(_Norm):
 class BatchNorm(_Norm):
     """y = gamma (x - m) / sqrt(v + eps) + beta, m and v the mean and variance of each column of the batch.
 
-    gamma and beta (size,) are learnt. In prediction m and v are the running statistics, which each training batch moves by `momentum` (the variance is the
-    unbiased one). A training batch of one row has no variance and is refused before the first step. See
-    `xbp.kernels.batch_norm` and `xbp.kernels.frozen_norm`.
+    gamma and beta (size,) are learnt. In prediction m and v are the running statistics, which each training batch moves
+    by `momentum` (the variance is the unbiased one). A training batch of one row has no variance and is refused before
+    the first step. See `xbp.kernels.batch_norm` and `xbp.kernels.frozen_norm`.
     """
 
     momentum: float = 0.1
@@ -85,7 +85,7 @@ class BatchNorm(_Norm):
             return Result(*frozen_norm.forward(x, g, b, mean, var, eps=self.eps, xp=xp))
         if x.shape[0] < 2:
             raise ShapeError(
-                f"BatchNorm cannot train on a batch of {x.shape[0]} row: one row has no variance. Use batches of at least 2."
+                f"BatchNorm cannot train on a batch of {x.shape[0]} row, which has no variance. Use batches of at least 2."
             )
         y, cache = batch_norm.forward(x, g, b, eps=self.eps, xp=xp)
         unbiased = batch_norm.unbiased(cache.v, x, xp=xp)

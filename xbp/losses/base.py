@@ -67,9 +67,8 @@ class Loss:
                     f"sample_weight must have shape ({y.shape[0]},), one number a row; it is {tuple(w.shape)}."
                 )
             if not all_true(xp.isfinite(w) & (w >= 0.0), xp):
-                raise DataError(
-                    f"sample_weight must be finite and not negative; it ranges from {float(xp.min(w))} to {float(xp.max(w))}."  # type: ignore[arg-type]  # 0-d arrays
-                )
+                low, high = float(xp.min(w)), float(xp.max(w))  # type: ignore[arg-type]  # 0-d arrays
+                raise DataError(f"sample_weight must be finite and not negative; it ranges from {low} to {high}.")
         loss, cache = self.forward(y, t, w, xp=xp)
         return loss, self.backward(1.0, cache, xp=xp)
 
@@ -85,8 +84,8 @@ class Loss:
         if tuple(t.shape) != (n, width):
             one = " or (N,)" if width == 1 else ""
             raise ShapeError(
-                f"{type(self).__name__} needs targets of shape (N, {width}){one}, for {y_shape[1]} outputs and N = {n} rows; "
-                f"they have shape {tuple(t.shape)}."
+                f"{type(self).__name__} needs targets of shape (N, {width}){one}, for {y_shape[1]} outputs and "
+                f"N = {n} rows; they have shape {tuple(t.shape)}."
             )
         if not xp.isdtype(t.dtype, ("real floating", "integral", "bool")):
             raise DTypeError(f"{type(self).__name__} needs real numbers as targets; they are {t.dtype}.")

@@ -40,8 +40,8 @@ class SoftmaxCrossEntropy(Loss):
             return _signed(t, xp)
         if tuple(t.shape) != (n, classes):
             raise ShapeError(
-                f"SoftmaxCrossEntropy needs labels (N,) or probabilities (N, C), with N = {n} rows and C = {classes} outputs; "
-                f"the targets have shape {tuple(t.shape)}."
+                f"SoftmaxCrossEntropy needs labels (N,) or probabilities (N, C), with N = {n} rows and "
+                f"C = {classes} outputs; the targets have shape {tuple(t.shape)}."
             )
         if not xp.isdtype(t.dtype, ("real floating", "integral", "bool")):
             raise DTypeError(f"SoftmaxCrossEntropy: probabilities must be real numbers; they are {t.dtype}.")
@@ -85,8 +85,9 @@ class SigmoidCrossEntropy(Loss):
 
 
 def _signed(t: Array, xp: Namespace) -> Array:
-    """Labels as int32 or int64: numbers of classes do not fit into 8 bits, and some libraries lack operations on unsigned
-    integers. A label too large for the signed type turns negative, and is refused like one.
+    """Labels as int32 or int64: 8 bits do not hold every number of classes, and unsigned integers lack operations.
+
+    A label too large for the signed type turns negative, and is refused like one.
     """
     if t.dtype == xp.int32 or t.dtype == xp.int64:
         return t
