@@ -85,7 +85,7 @@ LAYOUTS = {
     "no last line end": "a,b,kind\n1,2.5,x\n-3,4e1,y",
     "old line ends": "a,b,kind\r1,2.5,x\r-3,4e1,y\r",
     "a delimiter in a name": '"a;;",b,kind\n1,2.5,x\n-3,4e1,y\n',
-    "a line end in a name": '"a\nb",b,kind\n1,2.5,x\n-3,4e1,y\n',
+    "a line end in a name": '"a\nb";b;kind\n1;2.5;x\n-3;4e1;y\n',
 }
 
 
@@ -205,8 +205,8 @@ def test_new_files_are_read_by_the_names_of_the_columns(tmp_path):
 
 
 BROKEN = [
-    ("", ["is empty"]),
-    ("\n\n", ["is empty"]),
+    ("", ["nothing in its first line"]),
+    ("\na,b,kind\n", ["nothing in its first line"]),
     ("a,b,kind\n", ["no rows of data"]),
     ("a,b,kind\n\n\n", ["no rows of data"]),
     ("a,,kind\n1,2,x\n", ["column 2 of 3 has no name", "index=False"]),

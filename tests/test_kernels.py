@@ -170,12 +170,12 @@ def test_activations_are_those_of_pytorch_far_out_and_at_zero(space, case):
     ids=["relu", "leaky_relu", "elu", "gelu", "gelu-tanh", "silu", "softplus"],
 )
 def test_slope_at_zero_is_the_documented_one_for_both_zeros(space, kernel, options, slope):
-    x = np.array([0.0, -0.0])
+    x = np.resize([0.0, -0.0], (3, 4))
     y, cache = kernel.forward(space.put(x), **options, xp=space.xp)
-    dx = kernel.backward(space.put(np.array([2.0, -3.0])), cache, **options, xp=space.xp)
+    dx = kernel.backward(space.put(np.resize([2.0, -3.0], (3, 4))), cache, **options, xp=space.xp)
     at_zero = math.log(2.0) / 4.0 if kernel is softplus else 0.0
-    assert_close(y, np.full(2, at_zero), space)
-    assert_close(dx, np.array([2.0, -3.0]) * slope, space)
+    assert_close(y, np.full((3, 4), at_zero), space)
+    assert_close(dx, np.resize([2.0, -3.0], (3, 4)) * slope, space)
 
 
 # The error function, and what else SciPy knows.

@@ -256,7 +256,9 @@ def test_the_first_adagrad_step_has_the_size_of_the_rate(space):
 # Weight decay.
 
 
-@pytest.mark.parametrize("optimizer", [SGD(0.1, weight_decay=0.5), AdamW(0.1, weight_decay=0.5)], ids=["l2", "decoupled"])
+@pytest.mark.parametrize(
+    "optimizer", [SGD(0.1, weight_decay=0.5), AdamW(0.1, weight_decay=0.5)], ids=["l2", "decoupled"]
+)
 @pytest.mark.parametrize(
     ("decay", "falls"),
     [
@@ -433,7 +435,9 @@ def test_nesterov_without_momentum_is_refused():
 
 
 def test_unknown_names_get_the_nearest():
-    with pytest.raises(NameUnknown, match=r"Unknown optimiser 'adamm'\. Did you mean 'adam'\? Known: adagrad, adam, adamw"):
+    with pytest.raises(
+        NameUnknown, match=r"Unknown optimiser 'adamm'\. Did you mean 'adam'\? Known: adagrad, adam, adamw"
+    ):
         get_optimizer("adamm")
     assert get_optimizer("rmsprop") is RMSProp
 
@@ -532,9 +536,7 @@ def test_clipping_is_that_of_pytorch(space, max_norm):
     norm = torch.nn.utils.clip_grad_norm_(tensors, max_norm)
     for dtype in space.dtypes:
         grads = put(space, start(), dtype)
-        assert_close(
-            global_norm(grads, xp=space.xp), np.asarray(norm.detach()), space, rtol=FLOATS[0][1], dtype=dtype
-        )
+        assert_close(global_norm(grads, xp=space.xp), np.asarray(norm.detach()), space, rtol=FLOATS[0][1], dtype=dtype)
         clipped = clip_by_global_norm(grads, max_norm, xp=space.xp)
         for n, tensor in zip(grads, tensors, strict=True):
             # PyTorch adds 10^-6 to the norm that it divides by.

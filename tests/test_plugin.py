@@ -151,3 +151,25 @@ print(json.dumps([max(errors.values()), failure]))
     error, failure = run(script, site)
     assert error < 1e-9
     assert "xbp.kernels.affine in space 'tiny', float32: the gradient of 'W' is wrong" in failure
+
+
+TRAIN = """
+import json
+import numpy as np
+import xbp
+rng = np.random.default_rng(0)
+x = rng.normal(size=(64, 4)).astype("float32")
+t = (x[:, 0] > 0).astype(int)
+losses = {}
+for name in ("tiny", "numpy"):
+    net = xbp.Network([xbp.Affine(4, 8), xbp.ReLU(), xbp.Dropout(0.1), xbp.Affine(8, 2)], backend=name)
+    trainer = xbp.Trainer(net, loss=xbp.SoftmaxCrossEntropy(), optimizer=xbp.Adam(0.01))
+    losses[name] = trainer.fit(x, t, epochs=5, batch_size=10)["loss"]
+print(json.dumps(losses))
+"""
+
+
+def test_a_network_trains_on_a_plug_in(site):
+    losses = run(TRAIN, site)
+    assert losses["tiny"][-1] < losses["tiny"][0]
+    assert losses["tiny"] == pytest.approx(losses["numpy"], rel=1e-6)

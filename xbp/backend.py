@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module, metadata
-from typing import Any, ClassVar
+from functools import cached_property, wraps
+from importlib import import_module
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -28,8 +28,12 @@ __all__ = [
     "available_backends",
     "get_backend",
     "load_library",
+    "on_device",
     "register_backend",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 GROUP = "xbp.backends"
 AUTO = ("cupy", "numpy")  # what "auto" tries, in this order
@@ -201,6 +205,18 @@ def load_library(module: str, backend: str, install: str) -> Any:
         raise BackendUnavailable(f"Backend {backend!r} cannot run: {reason}. Install it with: {install}") from error
 
 
+def on_device(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of an object with a `backend`, run with that backend's device as the thread's own."""
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        owner: Any = args[0]
+        with owner.backend.active():
+            return method(*args, **kwargs)
+
+    return run
+
+
 _registered: dict[str, Factory] = {}
 
 
@@ -211,6 +227,8 @@ def register_backend(name: str, factory: Factory) -> None:
 
 def _factories() -> dict[str, Callable[[], Factory]]:
     """A loader for each known name; nothing is imported before the loader is called."""
+    from importlib import metadata  # a quarter of the time of `import xbp`, and not needed before this
+
     found: dict[str, Callable[[], Factory]] = {e.name: e.load for e in metadata.entry_points(group=GROUP)}
     found.update({name: (lambda f=factory: f) for name, factory in _registered.items()})  # type: ignore[misc]
     return found

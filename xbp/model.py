@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from . import storage
-from .backend import Backend, get_backend
+from .backend import Backend, get_backend, on_device
 from .errors import CacheEmpty, CheckpointError, DTypeError, ShapeError
 from .initializers import BY_NAME, Glorot, Initializer
 from .inputs import taken, taken_all
@@ -102,6 +102,7 @@ class Model:
 
     # --- the two passes -------------------------------------------------------------------------------------------
 
+    @on_device
     def forward(self, x: Any, *, train: bool = False, step: int | None = None) -> Array:
         """The scores (N, K) for inputs (N, D); fills `cache`.
 
@@ -130,6 +131,7 @@ class Model:
                 self._weights.write("buffers", passed.buffers)
         return passed.y
 
+    @on_device
     def _backward(self, dy: Any, wanted: frozenset[str], accumulate: bool) -> dict[str, Array]:
         if not self._cache or self._output is None:
             raise CacheEmpty(
@@ -149,6 +151,7 @@ class Model:
         self._grads = grads
         return slopes
 
+    @on_device
     def predict(self, x: Any, *, batch_size: int = 4096) -> Array:
         """The scores (N, K), in chunks of `batch_size` rows; keeps no cache, moves host data chunk by chunk.
 
@@ -179,6 +182,7 @@ class Model:
 
     # --- initial values -------------------------------------------------------------------------------------------
 
+    @on_device
     def _initial(self) -> tuple[dict[str, Array], dict[str, Array]]:
         params: dict[str, Array] = {}
         buffers: dict[str, Array] = {}
@@ -228,6 +232,7 @@ class Model:
             "metadata": self.metadata,
         }
 
+    @on_device
     def save(self, path: str | Path) -> None:
         """Write weights and description to one safetensors file, whole or not at all, with readable JSON beside it.
 

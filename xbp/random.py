@@ -16,6 +16,7 @@ __all__ = ["bits", "epoch_order", "keep_mask", "mix", "step_keys", "weight_gener
 
 WEIGHTS, ORDER, MASKS = 0, 1, 2  # the second word of every seed: what the numbers are for
 GOLDEN = 0x9E3779B9 - 2**32  # 2^32 / golden ratio, as an int32; odd, so multiples of it visit every int32
+MURMUR = 0x85EBCA6B - 2**32  # odd too, and no near multiple of the other: columns must not walk as rows do
 
 
 def weight_generator(seed: int, k: int) -> np.random.Generator:
@@ -55,7 +56,7 @@ def bits(x: Array, key: Array, first_row: Scalar, *, xp: Namespace) -> Array:
     """
     n, d = x.shape
     rows = mix(key + (xp.arange(n, dtype=xp.int32, device=device_of(x)) + first_row) * GOLDEN)
-    columns = mix((xp.arange(d, dtype=xp.int32, device=device_of(x)) + 1) * GOLDEN)
+    columns = mix((xp.arange(d, dtype=xp.int32, device=device_of(x)) + 1) * MURMUR)
     return mix(rows[:, None] ^ columns[None, :])
 
 

@@ -30,7 +30,7 @@ def show_params(model: Model, *, digits: int = 4, entries: int = 1000) -> str:
 
 
 def _text(values: np.ndarray, digits: int, entries: int) -> str:
-    """Numbers of equal width, because a weight of a thousandth and its gradient of a millionth need their own exponents."""
+    """Each number with an exponent of its own where it needs one, and all of one width."""
     width = digits + 6  # sign, point, and an exponent such as e-05
     return np.array2string(
         values,

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from . import checkpoint
-from .backend import Backend
+from .backend import Backend, on_device
 from .callbacks import Callback, Progress, check_callbacks
 from .checks import check_fit, check_trainer, chosen_engine, trainable_names, whole_number
 from .data import Batches, Order, Rows, is_stream, open_rows, prepare_batch
@@ -64,6 +64,7 @@ class Trainer:
     ) -> None:
         check_trainer(model, loss, optimizer, clip_norm, accumulate)
         self.model = model
+        self.backend = model.backend
         self.engine = chosen_engine(model.backend, engine)
         self.epoch = 0  # finished epochs
         self.steps = 0  # finished optimiser steps
@@ -119,7 +120,7 @@ class Trainer:
         weights = self.model._weights  # Trainer is the one partner that model's weights are lent to
         if self._runner is None or weights.version != self._version:
             state = self._state if self._runner is None else self._runner.read()["state"]
-            runner = EagerRunner(self._step, self.model.backend) if self._runner is None else self._runner
+            runner = EagerRunner(self._step, self.backend) if self._runner is None else self._runner
             runner.load({**weights.tree, "state": dict(state)})
             self._runner = runner
             self._version = weights.lend(runner.read)
@@ -138,10 +139,11 @@ class Trainer:
         self._advanced(0)
 
     def _snapshot(self) -> Tree:
-        return {section: copied(arrays, self.model.backend) for section, arrays in self._tree().items()}
+        return {section: copied(arrays, self.backend) for section, arrays in self._tree().items()}
 
     # --- training -------------------------------------------------------------------------------------------------
 
+    @on_device
     def step(self, x: Any, t: Any, sample_weight: Any = None) -> Array:
         """One optimiser step on a batch; the loss as a 0-d array of the backend, which is not waited for.
 
@@ -153,6 +155,7 @@ class Trainer:
         self._advanced(1)
         return loss
 
+    @on_device
     def fit(
         self,
         x: Any,
@@ -243,7 +246,7 @@ class Trainer:
             self._stop("no_data")
             return
         xp = self.model.xp
-        values = self.model.backend.to_host(losses[0] if len(losses) == 1 else xp.concat(losses)).astype(np.float64)
+        values = self.backend.to_host(losses[0] if len(losses) == 1 else xp.concat(losses)).astype(np.float64)
         self._check_losses(values, first_step, start)
         if reason is not None and done < len(weights):
             self._stop(reason)  # in the middle of an epoch: the steps count, the epoch does not
@@ -273,7 +276,7 @@ class Trainer:
             losses = self._run_engine().run(*batches.batches(at, stop), now)
             self._advanced(stop - at)
             yield losses, np.zeros(0)
-            self.model.backend.synchronize()
+            self.backend.synchronize()
             seconds = max((time.monotonic() - began) / (stop - at), 1e-7)
             at, size = stop, max(1, min(int(CHUNK_SECONDS / seconds), 4 * size))
 
@@ -298,6 +301,7 @@ class Trainer:
 
     # --- looking --------------------------------------------------------------------------------------------------
 
+    @on_device
     def evaluate(self, x: Any, t: Any, sample_weight: Any = None) -> dict[str, float]:
         """{"loss": ..., "accuracy": ..., ...} over the rows, as floats. Raises as `fit` does."""
         return self._evaluate(open_rows(self.model, self.loss, x, t, sample_weight))
@@ -314,7 +318,7 @@ class Trainer:
         parts = [
             self._step.sums(tree["params"], tree["buffers"], x, t, w, xp=xp) for x, t, w in rows.chunks(EVALUATION_ROWS)
         ]
-        sums = self.model.backend.to_host(xp.stack(parts)).astype(np.float64).sum(axis=0)
+        sums = self.backend.to_host(xp.stack(parts)).astype(np.float64).sum(axis=0)
         results = {"loss": float(sums[0] / sums[1]) if sums[1] else 0.0}
         at = 2
         for metric in self.metrics:
@@ -322,6 +326,7 @@ class Trainer:
             at += metric.size
         return results
 
+    @on_device
     def gradient_norm(self) -> float:
         """Norm of the gradient of the mean loss over the rows of the fit at hand (callbacks call it). Waits."""
         if self._rows is None:
@@ -334,15 +339,17 @@ class Trainer:
             scaled = {name: g * float(weight) for name, g in grads.items()}
             total = scaled if total is None else {name: g + scaled[name] for name, g in total.items()}
         assert total is not None  # a fit has rows
-        return float(self.model.backend.to_host(global_norm(total, xp=xp)))
+        return float(self.backend.to_host(global_norm(total, xp=xp)))
 
     # --- keeping --------------------------------------------------------------------------------------------------
 
+    @on_device
     def keep_best(self) -> None:
         """Remember the parameters and buffers of this moment, on the device."""
         tree = self._snapshot()
         self._best = {"params": tree["params"], "buffers": tree["buffers"]}
 
+    @on_device
     def restore_best(self) -> bool:
         """Bring back what `keep_best` remembered; False where there is nothing."""
         if self._best is None:
@@ -350,6 +357,7 @@ class Trainer:
         self._load({**self._tree(), **{section: dict(arrays) for section, arrays in self._best.items()}})
         return True
 
+    @on_device
     def save(self, path: str | Path) -> None:
         """Write everything a resume needs to one file, whole or not at all. `Network.load` opens it too.
 

@@ -1,8 +1,8 @@
 """What the articles compute by hand, in plain NumPy, as references that xbp is compared with.
 
-Written anew from the articles' formulas, with their conventions and mended where the printed code does not run. Article
-0 keeps column batches inside and divides by the batch in every layer; article 1 broadcasts; article 3 keeps its state on
-the layers. `autograd` asks PyTorch for the same gradients, and refuses to answer with a gradient that PyTorch never made.
+Written anew from the articles' formulas, with their conventions, and mended where the printed code does not run.
+Article 0 keeps column batches inside and divides by the batch in every layer; article 1 broadcasts; article 3 keeps its
+state on the layers. `autograd` asks PyTorch for the same gradients, and refuses to answer with one that was never made.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def softmax(x):
 
 
 def cross_entropy_loss(pred, target):
-    """(mean loss over the batch, gradient of the *sum* of the losses): article 0 takes the mean later, layer by layer."""
+    """(mean of the losses, gradient of their sum): article 0 takes the mean of the gradient later, layer by layer."""
     one_hot = np.eye(pred.shape[1])[target]
     p = softmax(pred)
     return -np.sum(one_hot * np.log(p)) / len(pred), p - one_hot
@@ -69,7 +69,7 @@ class Network:
         return a.T
 
     def backward(self, dy):
-        """From the gradient of the summed loss; the gradients are means over the batch. Returns that of the input, summed."""
+        """From the gradient of the summed loss; stores means over the batch, and returns the input's gradient, summed."""
         g, n = dy.T, len(dy)
         for i, layer in reversed(list(enumerate(self.layers, 1))):
             g = ACTIVATIONS[layer["activation_func"]][1](g, self.cache[f"output{i}"])
@@ -99,7 +99,7 @@ class Network:
 
 
 def as_xbp(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Article 0's parameters or gradients by xbp's names and shapes: w (out, in) is W (in, out), an activation between."""
+    """Article 0's parameters or gradients by xbp's names and shapes: w1 (out, in) is "0.W" (in, out), b2 is "2.b"."""
     found = {}
     for name, a in values.items():
         at = 2 * (int(name[-1]) - 1)
@@ -205,7 +205,7 @@ def autograd(f: Callable[..., Any], arrays: Mapping[str, np.ndarray]) -> tuple[f
 
 
 def leaf_gradient(name: str, tensor: Any) -> np.ndarray:
-    """The gradient that PyTorch left on a tensor. It leaves none on a clone, and a check against nothing passes silently."""
+    """The gradient that PyTorch left on a tensor. It leaves none on a clone, and what is None is easily overlooked."""
     if not tensor.is_leaf or tensor.grad is None:
         raise AssertionError(f"PyTorch made no gradient for {name!r}: it is {'a' if tensor.is_leaf else 'no'} leaf.")
     gradient: np.ndarray = tensor.grad.numpy().copy()

@@ -106,7 +106,7 @@ def test_a_linear_output_learns_numbers_of_any_size(end):
 @ids("B0-07")
 @few_shapes
 def test_the_loss_of_an_epoch_weights_its_last_batch_by_the_rows_in_it(space):
-    """Scores that are all 0 make every row's loss log 5; ten rows in batches of four make the article report 1.2 log 5."""
+    """With scores of 0 every row's loss is log 5; of ten rows in batches of four the article reports 1.2 log 5."""
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(10, 10)), rng.integers(0, 5, 10, dtype=np.int32)
     layers = [{"input_dim": 10, "output_dim": 5, "activation_func": "relu"}]
@@ -114,16 +114,17 @@ def test_the_loss_of_an_epoch_weights_its_last_batch_by_the_rows_in_it(space):
     article.params = {name: np.zeros_like(a) for name, a in article.params.items()}
     assert article.train(x, t, 4) == pytest.approx(1.2 * math.log(5.0))
 
-    machine = trainer([xbp.Affine(10, 5, init="zeros")], backend=space.backend, dtype=space.dtype, optimizer=xbp.SGD(0.0))
-    rows, labels = space.put(x), space.put(t)
-    weights = np.arange(10.0)
+    layers, still = [xbp.Affine(10, 5, init="zeros")], xbp.SGD(0.0)
+    machine = trainer(layers, backend=space.backend, dtype=space.dtype, optimizer=still)
+    rows, labels, weights = space.put(x), space.put(t), np.arange(10.0)
     losses = machine.fit(rows, labels, epochs=1, batch_size=4)["loss"]
     assert losses == pytest.approx([math.log(5.0)], rel=1e-6)
     # Rows of different losses and weights, one epoch without learning: the mean over rows, whatever the batches.
     machine.model.params["0.W"] = space.put(rng.normal(size=(10, 5)).astype(space.dtype))
     machine.fit(rows, labels, epochs=1, batch_size=4)
     machine.fit(rows, labels, sample_weight=space.put(weights), epochs=1, batch_size=4)
-    each = -np.take_along_axis(space.get(xbp.log_softmax(machine.model.predict(rows))), t[:, None].astype(int), axis=1)[:, 0]
+    log_p = space.get(xbp.log_softmax(machine.model.predict(rows)))
+    each = -log_p[np.arange(10), t]
     assert machine.history["loss"][1:] == pytest.approx([each.mean(), np.average(each, weights=weights)], rel=1e-5)
 
 
@@ -200,7 +201,8 @@ except xbp.LabelError:
     print("checked", __debug__)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-O", "-c", program], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-O", "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("checked False\n", "")
 
 
@@ -347,9 +349,8 @@ def test_validation_early_stopping_with_the_best_weights_and_a_schedule():
     t = np.where(np.arange(12) < 4, (t + 1) % 3, t)  # wrong labels, to be learnt by heart
     schedule = xbp.schedules.StepDecay(0.3, every=20, factor=0.5)
     machine = trainer(optimizer=xbp.SGD(schedule))
-    history = machine.fit(
-        x, t, epochs=500, batch_size=6, validation=held_out, callbacks=[xbp.callbacks.EarlyStopping("val_loss", patience=15)]
-    )
+    patience = xbp.callbacks.EarlyStopping("val_loss", patience=15)
+    history = machine.fit(x, t, epochs=500, batch_size=6, validation=held_out, callbacks=[patience])
     assert machine.stop_reason == "early_stopping"
     assert {"loss", "val_loss", "val_accuracy", "lr"} <= set(history)
     best = int(np.argmin(history["val_loss"]))

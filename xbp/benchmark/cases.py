@@ -46,7 +46,7 @@ class Case:
         return {name: net.backend.to_host(a) for name, a in net.params.items()}
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
-        """Normal x (N, D) in `dtype`, and as int32 labels (N,) the largest of some linear maps of x: it can be learned."""
+        """Normal x (N, D) in `dtype`; int32 labels (N,), the largest of some linear maps of x, which can be learned."""
         rng = np.random.default_rng(0)
         x = rng.standard_normal((self.batch * self.steps, self.widths[0]), dtype=np.float32)
         A = rng.standard_normal((self.widths[0], self.widths[-1]), dtype=np.float32)

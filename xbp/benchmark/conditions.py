@@ -46,7 +46,7 @@ def _processor() -> str:
 
 def commit() -> str | None:
     """The commit of the git checkout that this file is part of, "-dirty" where files differ; None for an install."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     git = ["git", "--no-optional-locks", "-C", str(root)]
     try:
         top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout

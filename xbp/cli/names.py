@@ -28,6 +28,7 @@ __all__ = [
     "SCHEDULE_NAMES",
     "hidden_layers",
     "hidden_widths",
+    "known_name",
     "layers_of_text",
     "loss_of_text",
     "optimizer_of",
@@ -41,7 +42,7 @@ LOSS_NAMES: dict[str, type[Loss]] = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", n).lowe
 SHORT = {"mse": "mean_squared_error", "mae": "mean_absolute_error", "cross_entropy": "softmax_cross_entropy"}
 BENDING: dict[str, type[Activation]] = {name: type(layer) for name, layer in ACTIVATIONS.items()}
 SIZED: dict[str, type[Layer]] = {"batch_norm": BatchNorm, "layer_norm": LayerNorm}
-SCHEDULE_NAMES = ("constant", "step", "exponential", "cosine", "onecycle", "warmup", "plateau")
+SCHEDULE_NAMES = ("auto", "constant", "step", "exponential", "cosine", "onecycle", "warmup", "plateau")
 RATES = {"sgd": 0.05, "adagrad": 0.01}  # the other rules divide by the size of the gradient, and share one rate
 RATE = 1e-3
 MOMENTUM = 0.9
@@ -159,9 +160,13 @@ def optimizer_of(name: str, lr: float | Schedule, weight_decay: float | None, mo
         return found(lr=lr, **options)  # type: ignore[call-arg]  # every rule has a rate
 
 
-def schedule_of(name: str, lr: float | None, optimizer: str, epochs: int, steps_per_epoch: int) -> float | Schedule:
-    """The learning rate of a training of `epochs` epochs.
+def schedule_of(
+    name: str, lr: float | None, optimizer: str, epochs: int, steps_per_epoch: int, usual: int
+) -> float | Schedule:
+    """The learning rate of a training of `epochs` epochs, where `usual` are usual for so much data.
 
+    auto           evenly down to a fifth in the usual number of epochs. It does not depend on how many are asked for, so
+                   two epochs and two more after a resume are the same as four
     step           a tenth after each third of the epochs
     exponential    evenly down to a hundredth at the end
     cosine         along half a cosine down to zero
@@ -174,6 +179,8 @@ def schedule_of(name: str, lr: float | None, optimizer: str, epochs: int, steps_
     if not (math.isfinite(top) and top >= 0):
         raise typer.BadParameter(f"must be a finite number of at least 0; it is {top!r}.", param_hint="--lr")
     steps = max(2, epochs * steps_per_epoch)
+    if found == "auto":
+        return Exponential(top, usual * steps_per_epoch, 0.2)
     if found == "step":
         return StepDecay(top, max(1, math.ceil(steps / 3)))
     if found == "exponential":

@@ -30,6 +30,7 @@ from .targets import MOST_CLASSES, few, label_classes
 __all__ = ["Table", "TargetColumn", "read", "read_features"]
 
 _CELLS = 1 << 15  # cells held as text at a time
+_HEAD_LINES = 100  # a quotation mark in the first line that is still open after so many was never meant to be one
 _INTEGER = re.compile(r"[+-]?\d+")
 
 _Rows = list[list[str]]
@@ -88,14 +89,16 @@ class Table:
     def _read_columns(self) -> list[str]:
         self._line, first = 0, list[str]()
         self._guarded(lambda: first.append(self._file.readline()))
-        delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", first[0]).count)
+        while "".join(first).count('"') % 2 and first[-1] and len(first) < _HEAD_LINES:  # a name with a line end in it
+            self._guarded(lambda: first.append(self._file.readline()))
+        delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", "".join(first)).count)
         lines = chain(first, self._file)
         self._reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t", strict=True)
         rows: _Rows = []
         self._guarded(lambda: rows.append(next(self._reader, [])))
         columns = [c.strip() for c in rows[0]]
         if not any(columns):
-            raise DataError(f"{str(self.path)!r} is empty; its first line has to name the columns.")
+            raise DataError(f"{str(self.path)!r} has nothing in its first line, which has to name the columns.")
         if "" in columns:
             raise DataError(
                 f"{str(self.path)!r}: column {columns.index('') + 1} of {len(columns)} has no name. Name it in the "

@@ -5,7 +5,8 @@
              dx = dy (F + x u' (1 - tanh^2 u) / 2),  u' = sqrt(2 / pi) (1 + 0.134145 x^2)
 
 Shapes: any; y and dx have the shape of x. Both slopes are 1/2 at 0. Powers are taken of x clamped to [-40, 40], where F
-is 0 or 1 and its slope 0 in every dtype, so that nothing overflows.
+is 0 or 1 and its slope 0 in every dtype, so that nothing overflows. The limit at minus infinity is 0, but -inf itself
+gives NaN (-inf times 0), as in `silu`.
 Source: Hendrycks, Gimpel, "Gaussian error linear units (GELUs)", arXiv:1606.08415 (2016).
 """
 

@@ -3,6 +3,7 @@
     dx = dy
 
 Shapes: any; y and dx have the shape of x.
+Source: Bishop, "Pattern Recognition and Machine Learning" (2006), section 5.1, the output units of a regression.
 """
 
 from __future__ import annotations

@@ -1,0 +1,156 @@
+"""The comparison that is published: xbp and its peers on the four networks, in blocks that take turns, as ratios.
+
+    python bench/compare.py                 # writes bench/results/cpu.json
+    python bench/report.py                  # writes the README's table from it
+
+pytest-benchmark, which the other files here use, times one contestant after the other. On a machine that is not idle, or
+whose clock changes, that compares moments more than libraries; a ratio of two blocks from the same seconds does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import entrants, is_peer
+from threads import equal_threads, pools
+
+from xbp.benchmark import (
+    CASES,
+    Case,
+    Contestant,
+    Load,
+    Result,
+    Timing,
+    Training,
+    case_named,
+    document,
+    table,
+    time_all,
+    verify,
+)
+
+RESULTS = Path(__file__).resolve().parent / "results"
+BASE = "xbp, numpy, eager"
+HOST = [case.name for case in CASES if case.name != "wide"]
+
+
+class Quiet:
+    """Accepts the blocks during which others used few cores; when `patience` seconds were lost to them, accepts all."""
+
+    def __init__(self, cores: float, patience: float) -> None:
+        self.cores, self.patience = cores, patience
+        self.refused = self.accepted = self.disturbed = 0
+        self._waited = 0.0
+
+    def __call__(self, others: float) -> bool:
+        calm = not others > self.cores  # NaN, where nobody tells, is calm
+        if not calm and self._waited < self.patience:
+            self.refused += 1
+            self._waited += 0.5
+            time.sleep(0.5)
+            return False
+        self.accepted += 1
+        self.disturbed += not calm
+        return True
+
+
+def ratio(timing: Timing, base: Timing) -> dict[str, float]:
+    """How many times as long as `base`, block by block: the median, and the quartiles around it."""
+    low, middle, high = np.quantile(np.divide(timing.blocks, base.blocks), [0.25, 0.5, 0.75])
+    return {"median": float(middle), "low": float(low), "high": float(high)}
+
+
+def compare(case: Case, names: Sequence[str], seconds: float, blocks: int, quiet: Quiet) -> list[Result]:
+    """One case, verified and timed, for everyone of these names."""
+    makers = entrants()
+    group = [makers[name](case) for name in names]
+    errors = [verify(c, same_order=not is_peer(c)) for c in group]
+    load = Load()
+    timings = time_all(group, seconds, blocks, quiet)
+    others = load.others()
+    return [result(c, *times, error, others) for c, times, error in zip(group, timings, errors, strict=True)]
+
+
+def result(c: Contestant, step: Timing, fit: Timing, error: float, others: float) -> Result:
+    if isinstance(c, Training):
+        who = (c.backend.name, c.engine, c.backend.version, str(c.backend.device))
+    else:
+        peer: Any = c
+        who = (peer.library, peer.engine, peer.version, peer.device)
+    return Result(c.case, c.name, *who, step, fit, error, others)
+
+
+def with_ratios(results: Sequence[Result], plain: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results as JSON has them, each with its ratios to xbp's eager NumPy in the same case."""
+    base = {r.case.name: r for r in results if r.name == BASE}
+    return [
+        {
+            **entry,
+            "step_ratio": ratio(r.step, base[r.case.name].step),
+            "fit_ratio": ratio(r.fit, base[r.case.name].fit),
+        }
+        for r, entry in zip(results, plain, strict=True)
+    ]
+
+
+def chosen(wanted: str | None) -> list[str]:
+    """Who takes part: everyone here but `strict`, which is made to be strict and not to be fast, or those asked for."""
+    names = [name for name in entrants() if not name.startswith("xbp, strict")]
+    if wanted is not None:
+        names = [n for n in entrants() if n == BASE or any(part.strip() in n for part in wanted.split(";"))]
+    return names
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cases", default=",".join(HOST), help="names of networks (%(default)s)")
+    parser.add_argument("--only", help="parts of names, separated by ';' (everyone but xbp on strict)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for a contestant, network and way (%(default)s)")
+    parser.add_argument("--blocks", type=int, default=15, help="that the seconds are cut into (%(default)s)")
+    parser.add_argument("--threads", type=int, help="for every library (one a core)")
+    parser.add_argument("--quiet", type=float, default=0.2, help="cores that others may use in a block (%(default)s)")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for quiet, a case (%(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="(bench/results/cpu.json)")
+    options = parser.parse_args(argv)
+
+    before = list(os.getloadavg()) if hasattr(os, "getloadavg") else None
+    threads = equal_threads(options.threads)
+    names = chosen(options.only)
+    results: list[Result] = []
+    blocks = {"accepted": 0, "disturbed": 0, "repeated": 0}
+    for case in [case_named(name.strip()) for name in options.cases.split(",")]:
+        print(f"{case.name}: {case}; {len(names)} contestants", file=sys.stderr)
+        quiet = Quiet(options.quiet, options.patience)
+        results += compare(case, names, options.seconds, options.blocks, quiet)
+        for key, count in zip(blocks, (quiet.accepted, quiet.disturbed, quiet.refused), strict=True):
+            blocks[key] += count
+    found = document(
+        results,
+        threads=threads,
+        seconds=options.seconds,
+        blocks=options.blocks,
+        quiet_below_cores=options.quiet,
+        blocks_counted=blocks,
+        base=BASE,
+        load_average_before=before,
+        pools=pools(),
+    )
+    found["results"] = with_ratios(results, found["results"])
+    found["versions"] |= {name: metadata.version(name) for name in ("scikit-learn",) if "scikit-learn" in str(names)}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table(results))
+    print(f"{blocks['disturbed']} of {blocks['accepted']} blocks were disturbed; written to {options.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
