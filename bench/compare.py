@@ -3,8 +3,8 @@
     python bench/compare.py                 # writes bench/results/cpu.json
     python bench/report.py                  # writes the README's table from it
 
-pytest-benchmark, which the other files here use, times one contestant after the other. On a machine that is not idle, or
-whose clock changes, that compares moments more than libraries; a ratio of two blocks from the same seconds does not.
+pytest-benchmark, which the other files here use, times one contestant after the other. On a machine that is not idle,
+or whose clock changes, that compares moments more than libraries; a ratio of blocks from the same seconds does not.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numerical
 import numpy as np
 from peers import entrants, is_peer
 from threads import equal_threads, pools
@@ -144,12 +145,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_average_before=before,
         pools=pools(),
     )
+    quiet = Quiet(options.quiet, options.patience)
+    found["numerical"] = numerical.compare(options.blocks, quiet, Load)
     found["results"] = with_ratios(results, found["results"])
     found["versions"] |= {name: metadata.version(name) for name in ("scikit-learn",) if "scikit-learn" in str(names)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(results))
-    print(f"{blocks['disturbed']} of {blocks['accepted']} blocks were disturbed; written to {options.out}", file=sys.stderr)
+    print(
+        f"{blocks['disturbed']} of {blocks['accepted']} blocks were disturbed; written to {options.out}",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The peers: the libraries that a reader would otherwise use, each in its fastest ordinary form, as contestants.
 
-They start from xbp's weights, train on the same batches in the same precision, and `xbp.benchmark.verify` compares their
-losses with xbp's before they are timed. Whatever is not installed does not take part.
+They start from xbp's weights, train on the same batches in the same precision, and `xbp.benchmark.verify` compares
+their losses with xbp's before they are timed. Whatever is not installed does not take part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["ScikitLearn", "Torch", "entrants", "is_peer"]
 
 
 def batches(case: Case, x: Any, t: Any) -> Iterator[tuple[Any, Any]]:
-    """The batches of an epoch in the order of the rows, over and over: those that `xbp.benchmark.Training.step` takes."""
+    """The batches of an epoch in the order of the rows, over and over, as `xbp.benchmark.Training` takes them."""
     rows = [slice(i * case.batch, (i + 1) * case.batch) for i in range(case.steps)]
     return itertools.cycle([(x[r], t[r]) for r in rows])
 
@@ -49,7 +49,7 @@ class ScikitLearn:
 
     def _model(self, shuffle: bool) -> Any:
         adam = type(self.case.optimizer).__name__ == "Adam"
-        # It adds epsilon to a root of v that is not corrected yet, in the steps that are verified about a tenth of ours.
+        # It adds epsilon to the root of a v that is not corrected yet, in the first steps about a tenth of ours.
         ours = {"solver": "adam", "epsilon": 1e-9}
         options = ours if adam else {"solver": "sgd", "momentum": 0.0, "nesterovs_momentum": False}
         model = self._classifier(
@@ -62,7 +62,9 @@ class ScikitLearn:
             random_state=0,
             **options,
         )
-        model.partial_fit(self._x[: self.case.batch], self._t[: self.case.batch], classes=np.arange(self.case.widths[-1]))
+        model.partial_fit(
+            self._x[: self.case.batch], self._t[: self.case.batch], classes=np.arange(self.case.widths[-1])
+        )
         if {a.dtype.name for a in model.coefs_} != {self.case.dtype}:
             raise TypeError(f"{self.name} computes in {model.coefs_[0].dtype}, not in {self.case.dtype}.")
         del model._optimizer  # its averages are of a step that is to be forgotten; the next step makes a new one

@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
-import threadpoolctl
+import threadpoolctl  # type: ignore[import-untyped]
 
 __all__ = ["cores", "equal_threads", "pools"]
 
@@ -25,7 +25,9 @@ def equal_threads(count: int | None = None) -> int:
     """
     if count is not None and count < cores():
         if not hasattr(os, "sched_setaffinity"):
-            raise OSError("On this system the cores of a process cannot be limited from inside it; leave --threads out.")
+            raise OSError(
+                "On this system the cores of a process cannot be limited from inside it; leave --threads out."
+            )
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     count = cores()
     for name in ("sklearn.neural_network", "torch"):

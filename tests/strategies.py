@@ -23,7 +23,7 @@ Arrays = tuple[np.ndarray, ...]
 class Sizes:
     """Lengths: N rows; D inputs and M outputs of a layer; C classes; K outputs of a regression.
 
-    The usual three widths are equal, so that what was compiled for one kernel serves the others; hypothesis varies them.
+    Three widths are equal by default, so that what was compiled for one kernel serves others; hypothesis varies them.
     """
 
     N: int = 3
@@ -44,6 +44,11 @@ TYPICAL = Sizes()
 def compiles(space: Any) -> bool:
     """Whether every new shape costs the space a compilation, as on JAX."""
     return space.name.startswith("jax")
+
+
+def dtypes(space: Any) -> tuple[str, ...]:
+    """The space's floating dtypes, but for float32 on jax-x64, which jax runs anyway."""
+    return space.dtypes[-1:] if compiles(space) else space.dtypes
 
 
 def sizes(space: Any) -> st.SearchStrategy[Sizes]:

@@ -77,7 +77,7 @@ def test_activations_far_from_zero(space, name):
     else:
         y = np.where(x > 0.0, x if right == inf else right, 0.0 if math.isnan(left) else left)
     slopes = [1.0, 0.0] if name == "silu" else slopes
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         found, dx = run(space, kernel, options, x, dtype)
         assert_close(found, y.astype(dtype), space, dtype=dtype)
         assert_close(dx, rows(slopes, dtype), space, dtype=dtype)
@@ -87,7 +87,7 @@ def test_activations_far_from_zero(space, name):
 def test_activations_of_infinity_and_nan(space, name):
     kernel, options, ends, slopes = ACTIVATIONS[name]
     x = rows([inf, -inf, nan, nan])
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         with np.errstate(invalid="ignore"):  # infinity times 0 may warn, it is no finite input
             found, dx = run(space, kernel, options, x, dtype)
         assert_close(found, rows([*ends, nan, nan], dtype), space, dtype=dtype)
@@ -99,7 +99,7 @@ def test_activations_of_subnormal_numbers_are_as_at_zero(space, name):
     """Some devices take them for 0, so at a kink either slope is right."""
     kernel, options, _, _ = ACTIVATIONS[name]
     near = rows([1e-3, -1e-3])
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         tiny = rows([1.0, -1.0]) * float(np.finfo(dtype).smallest_subnormal) * 4.0
         (y, dx), (zero, _) = run(space, kernel, options, tiny, dtype), run(space, kernel, options, 0.0 * tiny, dtype)
         assert_close(y, zero, space, atol=1e-37)
@@ -114,7 +114,7 @@ def test_softmax_of_large_scores(space, score):
     p = np.array([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]])
     log_p = np.array([[-score, 0.0, -2.0 * score], [-math.log(2.0)] * 2 + [-2.0 * score], [-math.log(3.0)] * 3])
     log_p[1, 2] -= math.log(2.0)
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         y, dx = run(space, softmax, {}, x, dtype)
         assert_close(y, p.astype(dtype), space, atol=1e-38, dtype=dtype)
         assert_close(dx, np.zeros((3, 3), dtype), space, atol=1e-6, dtype=dtype)
@@ -145,7 +145,7 @@ def test_softmax_cross_entropy_of_large_scores(space, kind, score):
     for label, cost, slope in ((0, 0.0, [0.0, 0.0, 0.0, 0.0]), (1, score, [1.0, -1.0, 0.0, 0.0])):
         labels = np.full(3, label)
         t = labels if kind == "softmax-labels" else np.eye(4)[labels]
-        for dtype in space.dtypes:
+        for dtype in make.dtypes(space):
             loss, dy = loss_of(space, kind, dtype, rows([score, 0.0, -score, 0.0]), t)
             assert_close(loss, np.array(cost, dtype), space, atol=1e-37, dtype=dtype)
             assert_close(dy, rows(slope, dtype) / np.array(3.0, dtype), space, atol=1e-37, dtype=dtype)
@@ -164,7 +164,7 @@ def test_softmax_cross_entropy_of_one_class_and_of_masked_classes(space):
 @pytest.mark.parametrize("score", LARGE)
 def test_sigmoid_cross_entropy_of_large_scores(space, score):
     y, t = rows([score, score, -score, -score]), rows([1.0, 0.0, 1.0, 0.0])
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         loss, dy = loss_of(space, "sigmoid-bits", dtype, y, t)
         assert_close(loss, np.array(score / 2.0, dtype), space, dtype=dtype)
         assert_close(dy, rows([0.0, 1.0, -1.0, 0.0], dtype) / np.array(12.0, dtype), space, atol=1e-37, dtype=dtype)
@@ -174,7 +174,7 @@ def test_sigmoid_cross_entropy_of_large_scores(space, score):
 def test_poisson_nll_of_absurd_log_rates_is_huge_and_leads_back(space, rate):
     """Of the four columns each is below the dtype's end, and so is their sum."""
     one = np.ones((3, 4))
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         loss, dy = loss_of(space, "poisson_nll", dtype, rate * one, one)
         assert 1e30 < space.get(loss) < inf
         assert np.all((space.get(dy) > 1e28) & (space.get(dy) < inf))
@@ -186,7 +186,7 @@ def test_poisson_nll_of_absurd_log_rates_is_huge_and_leads_back(space, rate):
 @pytest.mark.parametrize("log_variance", [89.0, 710.0, 1e4])
 def test_gaussian_nll_of_absurd_variances(space, log_variance):
     m, v, t = np.full((3, 4), 2.0), np.full((3, 4), log_variance), np.zeros((3, 4))
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         loss, dy = loss_of(space, "gaussian_nll", dtype, np.concatenate([m, -v], 1), t)
         assert 1e30 < space.get(loss) < inf
         assert np.all(np.isfinite(space.get(dy)))
@@ -202,14 +202,14 @@ def test_gaussian_nll_of_absurd_variances(space, log_variance):
     ("name", "slope"), [("mean_absolute_error", 1.0), ("huber", 1.0), ("huber-0.05", 0.05), ("quantile-0.3", 0.7)]
 )
 def test_errors_that_grow_like_a_line_are_never_squared(space, name, slope):
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         loss, dy = loss_of(space, name, dtype, np.full((3, 4), 1e30), np.zeros((3, 4)))
         assert_close(loss, np.array(slope * 1e30, dtype), space, dtype=dtype)
         assert_close(dy, np.full((3, 4), slope / 12.0, dtype), space, dtype=dtype)
 
 
 def test_squared_error_goes_as_far_as_the_square(space):
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         loss, dy = loss_of(space, "mean_squared_error", dtype, rows([1e18, -1e18]), np.zeros((3, 4)))
         assert_close(loss, np.array(1e36, dtype), space, dtype=dtype)
         assert_close(dy, rows([1e18 / 6.0, -1e18 / 6.0], dtype), space, dtype=dtype)
@@ -221,7 +221,7 @@ def test_normalisation_takes_scale_out(space, kernel, scale):
     x = np.array([[1.0, -2.0, 4.0, 3.0], [0.0, 5.0, -1.0, 2.0], [2.0, 2.5, 0.0, -3.0]])
     axis = 1 if kernel is layer_norm else 0
     desired = (x - x.mean(axis, keepdims=True)) / x.std(axis, keepdims=True)
-    for dtype in space.dtypes:
+    for dtype in make.dtypes(space):
         arrays = [space.put(a.astype(dtype)) for a in (x * scale, np.ones(4), np.zeros(4))]
         y, cache = kernel.forward(*arrays, eps=1e-5, xp=space.xp)
         dx, _, _ = kernel.backward(y, cache, eps=1e-5, xp=space.xp)

@@ -157,25 +157,26 @@ def test_activations_are_those_of_pytorch_far_out_and_at_zero(space, case):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "options", "slope"),
+    ("kernel", "options", "slopes"),
     [
-        (relu, {}, 0.0),
-        (leaky_relu, {"negative_slope": 0.25}, 0.25),
-        (elu, {"alpha": 1.5}, 1.5),
-        (gelu, {"approximate": "none"}, 0.5),
-        (gelu, {"approximate": "tanh"}, 0.5),
-        (silu, {}, 0.5),
-        (softplus, {"beta": 4.0}, 0.5),
+        (relu, {}, (0.0, 0.0, 1.0)),
+        (leaky_relu, {"negative_slope": 0.25}, (0.25, 0.25, 1.0)),
+        (elu, {"alpha": 1.5}, (1.5, 1.5, 1.0)),
+        (gelu, {"approximate": "none"}, (0.5, 0.5, 0.5)),
+        (gelu, {"approximate": "tanh"}, (0.5, 0.5, 0.5)),
+        (silu, {}, (0.5, 0.5, 0.5)),
+        (softplus, {"beta": 4.0}, (0.5, 0.5, 0.5)),
     ],
     ids=["relu", "leaky_relu", "elu", "gelu", "gelu-tanh", "silu", "softplus"],
 )
-def test_slope_at_zero_is_the_documented_one_for_both_zeros(space, kernel, options, slope):
-    x = np.resize([0.0, -0.0], (3, 4))
+def test_slopes_left_of_zero_at_both_zeros_and_right_of_zero(space, kernel, options, slopes):
+    x = np.array([[-1e-30] * 4, [0.0, -0.0] * 2, [1e-30] * 4])
+    dy = np.resize([2.0, -3.0], (3, 4))
     y, cache = kernel.forward(space.put(x), **options, xp=space.xp)
-    dx = kernel.backward(space.put(np.resize([2.0, -3.0], (3, 4))), cache, **options, xp=space.xp)
+    dx = kernel.backward(space.put(dy), cache, **options, xp=space.xp)
     at_zero = math.log(2.0) / 4.0 if kernel is softplus else 0.0
-    assert_close(y, np.full((3, 4), at_zero), space)
-    assert_close(dx, np.resize([2.0, -3.0], (3, 4)) * slope, space)
+    assert_close(y, np.full((3, 4), at_zero), space, atol=1e-29)
+    assert_close(dx, dy * np.array(slopes)[:, None], space)
 
 
 # The error function, and what else SciPy knows.

@@ -99,8 +99,8 @@ def test_thirty_steps_are_those_of_pytorch(space, case):
             tensors[n].grad = torch.tensor(g)
         theirs.step()
     for dtype, tolerance in FLOATS:
-        if dtype not in space.dtypes:
-            continue
+        if dtype not in space.dtypes or (space.name, dtype) == ("jax-x64", "float32"):
+            continue  # space jax has float32 already
         params = put(space, start(), dtype)
         state = case.ours.init(params)
         for grads in slopes():

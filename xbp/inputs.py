@@ -82,7 +82,8 @@ def checked_inputs(x: Any, plan: Plan, backend: Backend) -> dict[str, Any]:
         if single and a.ndim != 2:
             hint = "; one row is x[None, :]" if a.ndim == 1 else "; flatten each row first: x.reshape(len(x), -1)"
             raise ShapeError(f"{name} must be (N, D), N rows of D numbers; its shape is {tuple(a.shape)}{hint}.")
-    plan.row_shapes({name: tuple(a.shape[1:]) for name, a in arrays.items()} if single else None)
+    if single:
+        plan.check_rows(tuple(tuple(a.shape[1:]) for a in arrays.values()))
     return arrays
 
 

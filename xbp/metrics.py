@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .errors import unknown_name
+from .errors import ShapeError, unknown_name
 from .kernels.softmax_cross_entropy import probabilities
 from .losses import Loss, SigmoidCrossEntropy
 from .typing import Array, Namespace
@@ -38,16 +38,20 @@ class Metric:
     """Base of the metrics. `higher_is_better` tells early stopping which way to look."""
 
     name: ClassVar[str]
-    size: ClassVar[int] = 2  # how many sums
     higher_is_better: ClassVar[bool] = False
 
+    def size(self, targets: int) -> int:
+        """S, how many sums there are, for that many columns of targets (1 for labels)."""
+        return 2
+
     def sums(self, y: Array, t: Array, w: Array, *, xp: Namespace) -> Array:
-        """(size,) sums over the rows of scores y (N, K), prepared targets t, weights w (N,)."""
+        """(S,) sums over the rows of scores y (N, K), prepared targets t, weights w (N,)."""
         raise NotImplementedError(f"{type(self).__name__} has no sums.")
 
     def value(self, sums: np.ndarray) -> float:
-        """The metric, from the sums (size,) of all chunks; NaN where the total weight is 0."""
-        return float(sums[0] / sums[1]) if sums[1] else math.nan
+        """The metric, from the sums (chunks, S) in float64; NaN where the total weight is 0."""
+        total, weight = sums.sum(axis=0)
+        return float(total / weight) if weight else math.nan
 
 
 def _weighted(rows: Array, w: Array, xp: Namespace) -> Array:
@@ -56,6 +60,8 @@ def _weighted(rows: Array, w: Array, xp: Namespace) -> Array:
 
 def _means(y: Array, t: Array) -> Array:
     """The columns of y that estimate t: all, or the means where log-variances follow them."""
+    if t.ndim == 1:
+        raise ShapeError("mae, mse, rmse and r2 compare numbers, but the targets are class labels. Choose accuracy.")
     return y[:, : t.shape[1]]
 
 
@@ -130,21 +136,33 @@ class RootMeanSquaredError(MeanSquaredErrorMetric):
 
 
 class R2(Metric):
-    """1 - sum (y - t)^2 / sum (t - mean t)^2, over all outputs together; NaN where the targets do not vary."""
+    """1 - sum (y - t)^2 / sum (t - mean t)^2 of each output, and the mean over them; NaN where one does not vary.
+
+    A chunk sends its mean and the spread around it: the difference of two large sums would lose small spreads.
+    Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American Statistician 37 (1983).
+    """
 
     name = "r2"
-    size = 4
     higher_is_better = True
 
+    def size(self, targets: int) -> int:
+        return 1 + 3 * targets
+
     def sums(self, y: Array, t: Array, w: Array, *, xp: Namespace) -> Array:
-        d = _means(y, t) - t
-        parts = [xp.mean(d * d, axis=1), xp.mean(t, axis=1), xp.mean(t * t, axis=1)]
-        return xp.stack([*(xp.sum(part * w) for part in parts), xp.sum(w)])
+        d, weights, total = _means(y, t) - t, w[:, None], xp.sum(w)
+        mean = xp.sum(t * weights, axis=0) / xp.where(total > 0.0, total, 1.0)
+        off = t - mean
+        error, spread = xp.sum(d * d * weights, axis=0), xp.sum(off * off * weights, axis=0)
+        return xp.concat([xp.reshape(total, (1,)), error, mean, spread])
 
     def value(self, sums: np.ndarray) -> float:
-        error, first, second, weight = (float(s) for s in sums)
-        spread = second - first * first / weight if weight else 0.0
-        return 1.0 - error / spread if spread > 0 else math.nan
+        weights = sums[:, 0]
+        error, means, spreads = np.split(sums[:, 1:], 3, axis=1)
+        if not weights.any():
+            return math.nan
+        between = weights @ (means - np.average(means, axis=0, weights=weights)) ** 2
+        spread = spreads.sum(axis=0) + between
+        return float(np.mean(1.0 - error.sum(axis=0) / spread)) if np.all(spread > 0) else math.nan
 
 
 METRICS: dict[str, Metric] = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from .losses import Loss
@@ -49,6 +50,11 @@ class Step:
     clip_norm: float | None = None
     accumulate: int = 1
     metrics: tuple[Metric, ...] = ()
+
+    @cached_property
+    def wanted(self) -> frozenset[str]:
+        """The values whose gradients the step computes."""
+        return self.plan.wanted(self.trainable)
 
     def __call__(
         self,
@@ -111,7 +117,7 @@ class Step:
         passed = forward(self.plan, params, buffers, x, xp=xp, train=True, keys=keys, first_row=first_row)
         loss, cache = self.loss.forward(passed.y, t, weight, xp=xp)
         dy = self.loss.backward(share, cache, xp=xp)
-        grads, _ = backward(self.plan, passed.caches, dy, wanted=self.plan.wanted(self.trainable), xp=xp)
+        grads, _ = backward(self.plan, passed.caches, dy, wanted=self.wanted, xp=xp)
         return Gradients(loss, {name: grads[name] for name in self.trainable}, passed.buffers)
 
     def apply(

@@ -318,12 +318,14 @@ class Trainer:
         parts = [
             self._step.sums(tree["params"], tree["buffers"], x, t, w, xp=xp) for x, t, w in rows.chunks(EVALUATION_ROWS)
         ]
-        sums = self.backend.to_host(xp.stack(parts)).astype(np.float64).sum(axis=0)
-        results = {"loss": float(sums[0] / sums[1]) if sums[1] else 0.0}
-        at = 2
+        sums = self.backend.to_host(xp.stack(parts)).astype(np.float64)  # (chunks, 2 + S)
+        loss, weight = sums[:, :2].sum(axis=0)
+        results = {"loss": float(loss / weight) if weight else 0.0}
+        at, targets = 2, rows.t.shape[1] if rows.t.ndim > 1 else 1
         for metric in self.metrics:
-            results[metric.name] = metric.value(sums[at : at + metric.size])
-            at += metric.size
+            size = metric.size(targets)
+            results[metric.name] = metric.value(sums[:, at : at + size])
+            at += size
         return results
 
     @on_device

@@ -43,6 +43,7 @@ class Plan:
     inputs: tuple[str, ...]
     output: str
     last_use: Mapping[str, str] = field(init=False, compare=False)  # value -> the node after which it is dead
+    _fitting: set[tuple[RowShape, ...]] = field(init=False, compare=False, default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "last_use", {v: n.name for n in self.nodes for v in n.inputs if v != self.output})
@@ -62,6 +63,12 @@ class Plan:
             if any(full in trained for _, full in node.params) or any(v in wanted for v in node.inputs):
                 wanted.add(node.name)
         return frozenset(wanted)
+
+    def check_rows(self, shapes: tuple[RowShape, ...]) -> None:
+        """Raise `ShapeError` where inputs of these row shapes do not fit; shapes that once fitted are known."""
+        if shapes not in self._fitting:
+            self.row_shapes(dict(zip(self.inputs, shapes, strict=True)))
+            self._fitting.add(shapes)
 
     def row_shapes(self, inputs: Mapping[str, RowShape] | None = None) -> dict[str, RowShape]:
         """The shape of a row of every value, None where nothing fixes it; `ShapeError` for widths that do not fit."""

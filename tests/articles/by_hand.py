@@ -69,7 +69,7 @@ class Network:
         return a.T
 
     def backward(self, dy):
-        """From the gradient of the summed loss; stores means over the batch, and returns the input's gradient, summed."""
+        """From the summed loss's gradient; stores means over the batch and returns the input's gradient, summed."""
         g, n = dy.T, len(dy)
         for i, layer in reversed(list(enumerate(self.layers, 1))):
             g = ACTIVATIONS[layer["activation_func"]][1](g, self.cache[f"output{i}"])

@@ -43,6 +43,7 @@ def trainer(layers=LAYERS, *, backend="numpy", dtype="float32", seed=0, **settin
 
 
 @ids("B0-01", "B0-02")
+@few_shapes
 @pytest.mark.parametrize("high", [89.0, 800.0, 1e30])
 def test_no_score_is_too_high_for_the_softmax(space, high):
     scores = np.array([[high, 0.0, 0.0], [0.0, -high, -high]])
@@ -88,11 +89,11 @@ def test_a_sigmoid_before_the_softmax_is_warned_of_because_it_can_never_be_sure(
 def test_a_linear_output_learns_numbers_of_any_size(end):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(200, 3))
-    t = np.stack([100.0 * x[:, 0] - 50.0, -7.0 * x[:, 1] * x[:, 2]], axis=1)
+    t = np.stack([100.0 * x[:, 0] - 50.0, 30.0 * np.abs(x[:, 1])], axis=1)
     machine = trainer(
-        [xbp.Affine(3, 32), xbp.Tanh(), xbp.Affine(32, 2), *end],
+        [xbp.Affine(3, 32), xbp.ReLU(), xbp.Affine(32, 2), *end],
         loss=xbp.MeanSquaredError(),
-        optimizer=xbp.Adam(0.05),
+        optimizer=xbp.Adam(0.1),
         metrics=["r2"],
     )
     machine.fit(x, t, epochs=120)

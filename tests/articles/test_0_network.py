@@ -196,6 +196,7 @@ def test_sigmoid_and_relu_and_their_slopes_are_those_of_the_article(space):
 
 
 @ids("S0-23", "S0-24", "S0-25", "B0-15")
+@few_shapes
 def test_cross_entropy_is_the_articles_but_its_gradient_is_that_of_the_loss_returned(space):
     rng = np.random.default_rng(4)
     scores, labels = rng.normal(size=(6, 5)) * 3.0, rng.integers(0, 5, 6, dtype=np.int32)
@@ -273,6 +274,7 @@ def test_an_epoch_of_mini_batches_ends_with_the_weights_of_the_articles_training
 
 
 @ids("S0-32", "S0-40", "S2-12")
+@few_shapes
 def test_a_step_of_the_trainer_is_the_three_steps_by_hand(space, network):
     layers = LAYERS[:-1]
     x, labels = map(space.put, batch())

@@ -6,8 +6,10 @@ would pass for gradients that are wrong. Here every gradient is compared, by nam
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from dataclasses import dataclass
+from pathlib import Path
 
 import by_hand
 import numpy as np
@@ -20,6 +22,7 @@ from xbp.kernels import add, affine, mul, relu, sigmoid, softmax
 from xbp.layers.base import Result
 from xbp.testing import assert_close, numerical_gradient
 
+ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = by_hand.TOLERANCE
 LAYERS = [xbp.Affine(784, 50), xbp.ReLU(), xbp.Affine(50, 1)]
 NAMES = {"0.W": "w1", "0.b": "b1", "2.W": "w2", "2.b": "b2"}
@@ -201,7 +204,7 @@ class Noted(xbp.Layer):
 
 @ids("S1-16", "S1-17", "S1-18", "S1-19", "S1-20", "B1-01", "B1-05", "B1-09")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@over("numpy", "numpy-readonly", "strict", "torch", "jax-x64")
+@over("numpy", "numpy-readonly", "strict", "strict-device1", "torch", "cupy")
 def test_every_gradient_of_the_articles_program_is_that_of_autograd(space, dtype):
     arrays, target = article_data(dtype)
     value, desired = by_hand.autograd(lambda torch, *a: article_loss(torch, *a, target=target), arrays)
@@ -238,6 +241,21 @@ def test_the_articles_own_formulas_run_once_their_results_are_stored():
     by_hand.assert_same(
         {"x": found, **net.grads}, {"x": dx, "0.W": dw1, "0.b": db1, "2.W": dw2, "2.b": db2}, TOLERANCE["float64"]
     )
+
+
+def examples():
+    """The Python examples of the documentation."""
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S), 1):
+            yield pytest.param(code, id=f"{path.stem}-{i}")
+
+
+@ids("B1-01")
+@pytest.mark.parametrize("code", list(examples()))
+def test_what_the_documentation_prints_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
 @ids("B1-02")

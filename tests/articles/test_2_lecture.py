@@ -331,6 +331,7 @@ def test_there_is_a_collection_of_losses_and_each_can_be_learnt(name):
 
 
 @ids("S2-17")
+@few_shapes
 def test_every_intermediate_value_can_be_read(space, network, graph):
     """What frameworks hide: each layer's input and output after forward, each value's gradient after backward."""
     x, t = rows(4)

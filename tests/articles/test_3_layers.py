@@ -1,6 +1,7 @@
 """Article 3: layers as bricks, from addition to softmax with its loss, and what is built of them: handwritten digits.
 
 The article's classes keep their state on themselves, and xbp's layers hold nothing; their results are compared.
+`test_3_defects.py` has what the article got wrong.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import by_hand
 import numpy as np
 import pytest
 from inventory import ids
-from run_in import few_shapes, over
+from run_in import few_shapes
 
 import xbp
 from xbp.datasets import load
 from xbp.kernels import add, affine, mul, relu, sigmoid, softmax_cross_entropy
-from xbp.layers import LAYERS, Mode
 from xbp.testing import assert_close, numerical_gradient
 
 TOLERANCE = by_hand.TOLERANCE
@@ -47,18 +47,6 @@ def test_add_and_mul_are_the_articles_layers(space):
         grads = kernel.backward(space.put(dout), cache, xp=space.xp)
         for g, desired in zip(grads, layer.backward(dout), strict=True):
             assert_close(g, desired, space)
-
-
-@ids("B3-09")
-def test_add_and_mul_undo_broadcasting(space):
-    rng = np.random.default_rng(0)
-    x, row, dout = rng.normal(size=(4, 5)), rng.normal(size=5), rng.normal(size=(4, 5))
-    assert by_hand.AddLayer().backward(dout)[1].shape == (4, 5)  # the article's gradient of the row has not its shape
-    for kernel, desired in ((add, dout.sum(0)), (mul, (dout * x).sum(0))):
-        _, cache = kernel.forward(space.put(x), space.put(row), xp=space.xp)
-        dx, drow = kernel.backward(space.put(dout), cache, xp=space.xp)
-        assert dx.shape == x.shape
-        assert_close(drow, desired, space, atol=tiny(space))
 
 
 @ids("S3-03", "S3-17")
@@ -105,29 +93,6 @@ def test_relu_is_the_articles_but_leaves_the_gradient_it_is_given_alone(space):
     assert np.array_equal(space.get(cache) <= 0, layer.mask)  # the mask is in the output
 
 
-@ids("B3-01", "B3-12", "B0-14")
-@few_shapes
-def test_no_layer_writes_into_what_it_is_given(space):
-    """All arguments of forward and backward are compared before and after; strict knows no name beside the standard."""
-    rng = np.random.default_rng(0)
-    sizes = {"Affine": (4, 4), "LayerNorm": (4,), "BatchNorm": (4,)}
-    for name, kind in LAYERS.items():
-        layer = kind(*sizes.get(name, ()))
-        hosts = [rng.normal(size=(3, 4)) for _ in range(layer.arity)]
-        params = {n: space.put(rng.normal(size=p.shape)) for n, p in layer.parameters().items()}
-        buffers = {n: space.put(np.ones(p.shape)) for n, p in layer.buffers().items()}
-        x, dy = [space.put(a) for a in hosts], space.put(hosts[0])
-        before = {id(a): space.get(a) for a in (*x, dy, *params.values(), *buffers.values())}
-        key = space.put(np.array(7, np.int32))
-        y, cache, _ = layer.forward(*x, params=params, buffers=buffers, mode=Mode(True, key), xp=space.xp)
-        dx, grads = layer.backward(dy, cache, xp=space.xp)
-        assert y.shape == (3, 4)
-        assert grads.keys() == params.keys()  # the one protocol of all layers
-        assert len(dx if isinstance(dx, tuple) else (dx,)) == layer.arity
-        for a in (*x, dy, *params.values(), *buffers.values()):
-            assert np.array_equal(space.get(a), before[id(a)]), name
-
-
 @ids("S3-07", "S3-08", "B3-07")
 def test_both_forms_of_the_slope_of_the_sigmoid_agree_and_its_output_is_kept(space):
     x = np.linspace(-8.0, 8.0, 12).reshape(3, 4)
@@ -171,16 +136,6 @@ def test_affine_is_the_articles_and_its_graph_has_the_shapes_of_the_figure(space
     assert_close(slopes["b"], layer.db, space, atol=tiny(space))
 
 
-@ids("B3-08")
-def test_rows_of_more_axes_are_refused_with_the_rule_how_to_flatten_them():
-    net = xbp.Network([xbp.Affine(6, 2)], backend="numpy")
-    pictures = np.ones((5, 2, 3))
-    for use in (net.forward, net.predict):
-        with pytest.raises(xbp.ShapeError, match=r"\(5, 2, 3\); flatten each row first: x\.reshape\(len\(x\), -1\)"):
-            use(pictures)
-    assert net.predict(pictures.reshape(len(pictures), -1)).shape == (5, 2)
-
-
 # Softmax with its loss.
 
 
@@ -210,6 +165,7 @@ def test_prediction_gives_scores_and_the_same_answer_with_and_without_softmax(sp
 
 
 @ids("S3-13", "S3-14", "S3-15", "S3-16", "B3-02")
+@few_shapes
 def test_softmax_with_loss_is_the_articles_for_one_hot_rows_and_takes_labels_and_soft_rows_too(space):
     y, labels = scores(N=4, C=4)  # as many rows as classes: where labels would broadcast against rows unnoticed
     one_hot = np.eye(4)[labels]
@@ -231,145 +187,6 @@ def test_softmax_with_loss_is_the_articles_for_one_hot_rows_and_takes_labels_and
         CE.value_and_grad(space.put(y), space.put(labels.astype(np.float32)))
     with pytest.raises(xbp.ShapeError, match=r"\(N,\) or probabilities \(N, C\)"):
         CE.value_and_grad(space.put(y), space.put(labels[None, :]))
-
-
-@ids("B3-03", "B3-04")
-@few_shapes
-def test_the_loss_honours_its_upstream_factor_and_can_be_mean_sum_weighted_or_row_by_row(space):
-    y, labels = scores()
-    put, w = space.put, np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    mean, cache = CE.forward(put(y), put(labels), None, xp=space.xp)
-    dy = space.get(CE.backward(1.0, cache, xp=space.xp))
-    assert_close(CE.backward(-2.5, cache, xp=space.xp), -2.5 * dy, space, atol=tiny(space))  # the article ignores it
-    assert np.array_equal(by_hand_backward(y, labels, -2.5), by_hand_backward(y, labels, 1.0))
-    upstream = put(np.asarray(6.0))
-    assert_close(CE.backward(upstream, cache, xp=space.xp), 6.0 * dy, space, atol=tiny(space))  # the sum over 6 rows
-
-    rows = [CE.value_and_grad(put(y[i : i + 1]), put(labels[i : i + 1])) for i in range(6)]
-    each = np.array([float(loss) for loss, _ in rows])
-    slopes = np.concatenate([space.get(slope) for _, slope in rows])
-    assert_close(mean, np.asarray(each.mean()), space)
-    assert np.allclose(dy, slopes / 6, atol=1e-6)
-    weighted, dw = CE.value_and_grad(put(y), put(labels), put(w))
-    assert_close(weighted, np.asarray(np.average(each, weights=w)), space, rtol=1e-5)
-    assert np.allclose(space.get(dw), slopes * w[:, None] / w.sum(), atol=1e-6)
-
-
-def by_hand_backward(y, labels, dout):
-    layer = by_hand.SoftmaxWithLoss()
-    layer.forward(y, np.eye(4)[labels])
-    return layer.backward(dout)
-
-
-# State.
-
-
-@ids("B3-10")
-def test_a_layer_may_be_used_twice_and_a_second_forward_does_not_spoil_the_first(space):
-    """The article's objects remember the last forward only; kernels hand their memory out."""
-    x1, x2 = np.array([[1.0, -1.0]]), np.array([[-1.0, 1.0]])
-    shared = by_hand.Relu()
-    shared.forward(x1)
-    shared.forward(x2)
-    assert np.array_equal(shared.backward(np.ones((1, 2))), [[0.0, 1.0]])  # of x2, whichever was meant
-    _, first = relu.forward(space.put(x1), xp=space.xp)
-    _, second = relu.forward(space.put(x2), xp=space.xp)
-    for cache, slope in ((first, [[1.0, 0.0]]), (second, [[0.0, 1.0]]), (first, [[1.0, 0.0]])):
-        assert_close(relu.backward(space.put(np.ones((1, 2))), cache, xp=space.xp), np.array(slope), space)
-
-
-@ids("B3-10")
-def test_one_layer_object_in_two_places_has_weights_and_caches_of_its_own_in_each():
-    square, tanh = xbp.Affine(4, 4), xbp.Tanh()
-    net = xbp.Network([square, tanh, square, tanh], backend="numpy", dtype="float64")
-    assert list(net.params) == ["0.W", "0.b", "2.W", "2.b"]
-    assert not np.array_equal(net.params["0.W"], net.params["2.W"])
-    x, _ = scores()
-    dy = np.random.default_rng(5).normal(size=(6, 4))
-    with pytest.raises(xbp.errors.CacheEmpty, match=r"needs a forward\(\) before it"):
-        net.backward(dy)
-    net.forward(-x)
-    net.forward(x)
-    dx = net.backward(dy, input_gradient=True)
-    grads = dict(net.grads)
-    with pytest.raises(xbp.errors.CacheEmpty):
-        net.backward(dy)
-    assert by_hand.relative_error(dx, numerical_gradient(lambda v: np.sum(dy * net.predict(v)), x)) < 1e-8
-    for name, W in dict(net.params).items():
-        assert by_hand.relative_error(grads[name], numerical_gradient(of_parameter(net, name, x, dy), W)) < 1e-8
-
-
-def of_parameter(net, name, x, dy):
-    """sum(dy y) as a function of one parameter; the network keeps the value that it is called with last."""
-    start = net.params[name].copy()
-
-    def f(value):
-        net.params[name] = value
-        total = np.sum(dy * net.predict(x))
-        net.params[name] = start
-        return total
-
-    return f
-
-
-@ids("B3-11", "B1-09")
-@few_shapes
-def test_a_value_that_two_layers_read_gets_the_sum_of_their_gradients(space, graph):
-    g = graph(
-        {"left": (xbp.Affine(3, 2), "x"), "right": (xbp.Tanh(), "x"), "wide": (xbp.Affine(3, 2), "right"),
-         "y": (xbp.Mul(), "left", "wide")},
-        inputs=["x"], output="y",
-    )  # fmt: skip
-    x, dy = np.random.default_rng(1).normal(size=(4, 3)), np.random.default_rng(2).normal(size=(4, 2))
-    y = g.forward(space.put(x))
-    slopes = g.backward(space.put(dy), input_gradient=True)
-    W = {n: space.get(g.params[f"{n}.W"]) for n in ("left", "wide")}
-    t = np.tanh(x)
-    left, wide = x @ W["left"], t @ W["wide"]
-    assert_close(y, left * wide, space, atol=tiny(space))
-    desired = (dy * wide) @ W["left"].T + ((dy * left) @ W["wide"].T) * (1.0 - t * t)
-    assert_close(slopes["x"], desired, space, atol=2.0 * tiny(space))
-
-
-# The ends of the number line.
-
-
-@ids("B3-13")
-def test_what_layers_do_with_nan_infinity_both_zeros_subnormal_numbers_and_no_rows(space):
-    """NaN goes through, so that it is noticed; infinity saturates; both zeros are one; no rows give no rows."""
-    x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0])
-    desired = {
-        relu: ([np.nan, np.inf, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]),
-        sigmoid: ([np.nan, 1.0, 0.0, 0.5, 0.5], [np.nan, 0.0, 0.0, 0.25, 0.25]),
-        xbp.kernels.tanh: ([np.nan, 1.0, -1.0, 0.0, -0.0], [np.nan, 0.0, 0.0, 1.0, 1.0]),
-    }
-    for kernel, (value, slope) in desired.items():
-        y, cache = kernel.forward(space.put(x), xp=space.xp)
-        assert_close(y, np.array(value), space)
-        dx = kernel.backward(space.put(np.ones(5)), cache, xp=space.xp)
-        assert_close(dx, np.array(slope), space)
-        empty, cache = kernel.forward(space.put(np.ones((0, 3))), xp=space.xp)
-        assert empty.shape == kernel.backward(empty, cache, xp=space.xp).shape == (0, 3)
-    subnormal = np.array([1e-310 if space.dtype == "float64" else 1e-40, -1e-40])
-    if not space.name.startswith("jax"):  # XLA flushes them to zero, by design
-        assert_close(relu.forward(space.put(subnormal), xp=space.xp)[0], np.maximum(subnormal, 0.0), space)
-    assert_close(sigmoid.forward(space.put(subnormal), xp=space.xp)[0], np.full(2, 0.5), space)
-
-
-@ids("B3-13")
-def test_training_refuses_nan_by_row_and_column_and_no_rows_at_all():
-    x, labels = scores()
-    net = xbp.Network([xbp.Affine(4, 4)], backend="numpy")
-    machine = xbp.Trainer(net, loss=CE, optimizer=xbp.SGD(0.1))
-    for bad in (np.nan, np.inf):
-        broken = x.copy()
-        broken[4, 2] = bad
-        for use in (lambda a: machine.fit(a, labels), lambda a: machine.evaluate(a, labels), net.predict):
-            with pytest.raises(xbp.errors.DataError, match=f"x contains {bad} at row 4, column 2"):
-                use(broken)
-    with pytest.raises(xbp.ShapeError, match="no rows"):
-        machine.fit(x[:0], labels[:0])
-    assert net.predict(x[:0]).shape == (0, 4)
 
 
 # Numerical differentiation, and the digits that it was too slow for.
@@ -428,21 +245,16 @@ def test_both_ways_to_the_gradient_agree_on_784_50_10_at_batch_100():
         assert by_hand.relative_error(net.grads[name].ravel()[chosen], numeric) < 1e-6, name
 
 
-@pytest.fixture(scope="module")
-def digits():
-    pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn: pip install 'xbp[sklearn]'")
-    return load("digits")
-
-
 @ids("S3-18", "S3-12", "B0-20")
-@over("numpy", "torch")
-def test_handwritten_digits_are_recognised(space, digits):
-    """The book's network and training, on scikit-learn's digits: 97 of 100 digits that it has never seen."""
-    net = xbp.Network([xbp.Affine(64, 50), xbp.ReLU(), xbp.Affine(50, 10)], backend=space.backend, seed=0)
-    machine = xbp.Trainer(net, loss=CE, optimizer=xbp.SGD(0.1))
-    history = machine.fit(digits.x, digits.t, epochs=60, batch_size=25, validation=(digits.x_test, digits.t_test))
+def test_handwritten_digits_are_recognised():
+    """By a network like the book's, trained by back-propagation: at least 96 of 100 digits that it has never seen."""
+    pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn: pip install 'xbp[sklearn]'")
+    digits = load("digits")
+    net = xbp.Network([xbp.Affine(64, 100), xbp.ReLU(), xbp.Affine(100, 10)], backend="numpy", seed=0)
+    machine = xbp.Trainer(net, loss=CE, optimizer=xbp.SGD(0.1, momentum=0.9))
+    history = machine.fit(digits.x, digits.t, epochs=20, batch_size=50, validation=(digits.x_test, digits.t_test))
     assert len(digits.x_test) >= 300
-    assert history["val_accuracy"][-1] >= 0.97
-    answers = np.argmax(space.get(net.predict(digits.x_test)), axis=1)
+    assert history["val_accuracy"][-1] >= 0.96
+    answers = np.argmax(net.predict(digits.x_test), axis=1)
     assert np.mean(answers == digits.t_test) == pytest.approx(history["val_accuracy"][-1])
     assert history["loss"][-1] < 0.1 * history["loss"][0]

@@ -1,7 +1,8 @@
 """Between what people mean by a target and what a loss computes with, both ways.
 
-Classes become labels, a yes or no, or rows of zeros with a one; numbers are brought to deviation 1, for no learning rate
-suits prices and fractions alike. Scores go the way back: to classes with probabilities, or to numbers in their own units.
+Classes become labels, a yes or no, or rows of zeros with a one; numbers are brought to deviation 1, for no learning
+rate suits prices and fractions alike. Scores go the way back: to classes with probabilities, or to numbers in their
+own units.
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ def network_targets(recipe: Recipe, loss: Loss, t: np.ndarray) -> np.ndarray:
         return t
     if isinstance(loss, SigmoidCrossEntropy) and len(recipe.classes) == 2:
         return t.astype(recipe.dtype)[:, None]
-    return np.eye(len(recipe.classes), dtype=recipe.dtype)[t]
+    return np.take(np.eye(len(recipe.classes), dtype=recipe.dtype), t, axis=0)
 
 
 def target_scaling(loss: Loss, t: np.ndarray, wanted: bool) -> Scaling:
-    """Mean 0 and deviation 1 for targets (N, K) that are numbers; counts stay counts, for their loss takes logarithms."""
+    """Mean 0 and deviation 1 for targets (N, K); counts stay counts, for their loss takes logarithms."""
     if not wanted or isinstance(loss, PoissonNLL):
         return Scaling()
     wide = t.astype(np.float64)
@@ -135,7 +136,7 @@ def _number_answers(recipe: Recipe, loss: Loss, y: np.ndarray) -> Answers:
 
 
 def _unscaled(y: np.ndarray, scaling: Scaling) -> np.ndarray:
-    return y / np.asarray(scaling.factor) + np.asarray(scaling.offset)
+    return np.asarray(y / np.asarray(scaling.factor) + np.asarray(scaling.offset))
 
 
 def regression_scores(point: np.ndarray, t: np.ndarray) -> dict[str, float]:

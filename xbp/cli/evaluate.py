@@ -57,16 +57,14 @@ def predict(model: Path, source: str, out: Path | None, backend: str, device: st
     if out is not None and out.suffix.lower() not in (".csv", ".npz"):
         raise typer.BadParameter(f"{str(out)!r} should end in .csv or .npz.", param_hint="--out")
     trainer, recipe = _open(model, backend, device)
-    x = load_features(
-        source, features=recipe.columns, scaling=recipe.scaling, target=recipe.target, dtype=recipe.dtype
-    )
+    x = load_features(source, features=recipe.columns, scaling=recipe.scaling, target=recipe.target, dtype=recipe.dtype)
     y = trainer.model.backend.to_host(trainer.model.predict(x))
     said = answers(recipe, trainer.loss, y)
     if out is None:
         _write_csv(said, sys.stdout)
         return
     if out.suffix.lower() == ".npz":
-        _replace(out, lambda file: np.savez(file, **_arrays(recipe, said)))
+        _replace(out, lambda file: np.savez(file, allow_pickle=False, **_arrays(recipe, said)))
     else:
         _replace(out, lambda file: _write_csv(said, io.TextIOWrapper(file, "utf-8", newline="", write_through=True)))
     note(f"{len(x):,} predictions written to {out}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -48,13 +48,20 @@ class Guarded(TyperGroup):
 
 
 def _usage(error: Any, ctx: Any) -> typer.Exit:
-    """A usage error on plain lines: what is wrong, and where help is. No frame, so that it can be searched and read out."""
+    """A usage error on plain lines, without a frame, so that it can be searched and read out."""
     where = (error.ctx or ctx).command_path
     note(f"Error: {error.format_message()}\nHelp: {where} --help")
     return typer.Exit(2)
 
 
-def _told(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+def _told(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     note(f"Warning: {message}")
 
 

@@ -1,7 +1,7 @@
 """From the words of the command line to layers, losses, optimisers and schedules.
 
-A name may carry one value, `leaky_relu:0.2` or `quantile:0.1,0.5,0.9`: the first option of the class of that name. Names
-are read without regard to case, hyphens and underscores, and a wrong one is told the nearest right one.
+A name may carry one value, `leaky_relu:0.2` or `quantile:0.1,0.5,0.9`: the first option of the class of that name.
+Names are read without regard to case, hyphens and underscores, and a wrong one is told the nearest right one.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ T = TypeVar("T")
 LOSS_NAMES: dict[str, type[Loss]] = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", n).lower(): c for n, c in LOSSES.items()}
 SHORT = {"mse": "mean_squared_error", "mae": "mean_absolute_error", "cross_entropy": "softmax_cross_entropy"}
 BENDING: dict[str, type[Activation]] = {name: type(layer) for name, layer in ACTIVATIONS.items()}
+DROPPING_OR_BENDING: dict[str, type[Layer]] = {"dropout": Dropout, **BENDING}
 SIZED: dict[str, type[Layer]] = {"batch_norm": BatchNorm, "layer_norm": LayerNorm}
 SCHEDULE_NAMES = ("auto", "constant", "step", "exponential", "cosine", "onecycle", "warmup", "plateau")
-RATES = {"sgd": 0.05, "adagrad": 0.01}  # the other rules divide by the size of the gradient, and share one rate
-RATE = 1e-3
+RATES = {"sgd": 0.05, "adagrad": 0.01, "rmsprop": 1e-3, "adam": 2e-3, "adamw": 2e-3}
 MOMENTUM = 0.9
 
 
@@ -72,7 +72,7 @@ def of_text(kind: str, text: str, classes: Mapping[str, type[T]], option: str) -
         raise typer.BadParameter(f"{word} takes no value; {text!r} gives it one.", param_hint=option)
     read = value if isinstance(first.default, str) else _numbers(value, f"{word}:{first.name.upper()}", option)
     with option_errors(option):
-        return made(read)
+        return made(read)  # type: ignore[call-arg]  # the first field of a dataclass that has one
 
 
 def _numbers(text: str, form: str, option: str) -> float | tuple[float, ...]:
@@ -110,8 +110,8 @@ def hidden_layers(inputs: int, hidden: tuple[int, ...], outputs: int, activation
 
 
 def layers_of_text(text: str, option: str = "--layers") -> list[Layer]:
-    """Layers from words such as "affine:8-5 relu batch_norm dropout:0.2 affine:3"; widths that follow may be left out."""
-    known: dict[str, Any] = {"affine": Affine, **SIZED, "dropout": Dropout, **BENDING}
+    """Layers from words such as "affine:8-5 relu batch_norm dropout:0.2 affine:3"; widths that follow need no word."""
+    known = {"affine": Affine, **SIZED, **DROPPING_OR_BENDING}
     layers: list[Layer] = []
     width: int | None = None
     for word in text.split():
@@ -137,7 +137,7 @@ def layers_of_text(text: str, option: str = "--layers") -> list[Layer]:
             with option_errors(option):
                 layers.append(SIZED[name](width))  # type: ignore[call-arg]  # both take a size
         else:
-            layers.append(of_text("layer", word, {"dropout": Dropout, **BENDING}, option))
+            layers.append(of_text("layer", word, DROPPING_OR_BENDING, option))
     if not layers:
         raise typer.BadParameter("there are no layers in it.", param_hint=option)
     return layers
@@ -165,8 +165,8 @@ def schedule_of(
 ) -> float | Schedule:
     """The learning rate of a training of `epochs` epochs, where `usual` are usual for so much data.
 
-    auto           evenly down to a fifth in the usual number of epochs. It does not depend on how many are asked for, so
-                   two epochs and two more after a resume are the same as four
+    auto           evenly down to a fifth in the usual number of epochs. It does not depend on how many are asked for,
+                   so two epochs and two more after a resume are the same as four
     step           a tenth after each third of the epochs
     exponential    evenly down to a hundredth at the end
     cosine         along half a cosine down to zero
@@ -175,7 +175,7 @@ def schedule_of(
     plateau        constant, and reduced by a callback
     """
     found = known_name("schedule", name, SCHEDULE_NAMES, "--schedule")
-    top = RATES.get(spelled(optimizer), RATE) if lr is None else lr
+    top = RATES.get(spelled(optimizer), 1e-3) if lr is None else lr
     if not (math.isfinite(top) and top >= 0):
         raise typer.BadParameter(f"must be a finite number of at least 0; it is {top!r}.", param_hint="--lr")
     steps = max(2, epochs * steps_per_epoch)

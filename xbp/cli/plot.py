@@ -77,7 +77,9 @@ def _figure(history: Mapping[str, Sequence[float]], title: str, held_out: str) -
         series = history[f"val_{name}"]
         _curve(field, series, HELD_OUT, held_out)
         best = max(range(len(series)), key=lambda i: series[i])
-        field.plot(best + 1, series[best], "o", color=HELD_OUT, markersize=6, label=f"best: {series[best]:.4f}", zorder=3)
+        field.plot(
+            best + 1, series[best], "o", color=HELD_OUT, markersize=6, label=f"best: {series[best]:.4f}", zorder=3
+        )
         _dress(field, LABELS[name], len(series))
     return figure
 

@@ -1,7 +1,7 @@
 """What a model file has to say besides its weights: which columns, which classes, scaled how, held out which rows.
 
-It travels as JSON in the model's metadata. With it a new file is treated as the training data was, and the rows that the
-model has not been trained on can be told from the others.
+It travels as JSON in the model's metadata. With it a new file is treated as the training data was, and the rows that
+the model has not been trained on can be told from the others.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def targets_of(recipe: Recipe, data: Dataset, t: np.ndarray) -> np.ndarray:
             f"{data.name} has the classes {', '.join(map(repr, new[:5]))}, which the model does not know. It knows "
             f"{', '.join(recipe.classes[:20])}{', ...' if len(recipe.classes) > 20 else ''}."
         )
-    return np.asarray([recipe.classes.index(c) for c in data.classes], np.int64)[t]
+    return np.take(np.asarray([recipe.classes.index(c) for c in data.classes], np.int64), t)
 
 
 def rows_of(recipe: Recipe, source: str, target: str | None, part: str) -> tuple[np.ndarray, np.ndarray, str]:

@@ -36,7 +36,8 @@ from .recipe import KEY, Recipe, fingerprint, inputs_of, targets_of
 
 __all__ = ["Options", "Session", "begin", "describe_network", "resume"]
 
-HIDDEN, ACTIVATION, DROPOUT = "256,128", "relu", 0.1
+HIDDEN, ACTIVATION = "256,128", "relu"
+DROPOUT = {"classification": 0.1, "regression": 0.0}  # noise in a sum of units blurs a number more than a class
 OPTIMIZER, SCHEDULE = "adam", "auto"
 TEST_FRACTION, VALIDATION = 0.2, 0.1
 SMALL, TINY = 10_000, 500  # rows; fewer of them need more epochs, and smaller batches, for as many steps
@@ -167,7 +168,7 @@ def _trainer(o: Options, recipe: Recipe, data: Dataset, loss: Loss, backend: Bac
         hidden_widths(HIDDEN if o.hidden is None else o.hidden),
         outputs,
         o.activation or ACTIVATION,
-        DROPOUT if o.dropout is None else o.dropout,
+        DROPOUT[recipe.task] if o.dropout is None else o.dropout,
     )
     n = len(data.x) - round(recipe.validation * len(data.x))
     rule = o.optimizer or OPTIMIZER
@@ -220,8 +221,8 @@ def _check_schedule(trainer: Trainer, path: Path, lr: float | None) -> None:
             trainer.lr = lr
     elif trainer.lr <= 0.0:
         raise CheckpointError(
-            f"The schedule of {str(path)!r} has come to its end: its learning rate is {trainer.lr:g}, with which nothing "
-            "more is learnt. Go on at a constant rate, such as --lr 1e-4."
+            f"The schedule of {str(path)!r} has come to its end: its learning rate is {trainer.lr:g}, with which "
+            "nothing more is learnt. Go on at a constant rate, such as --lr 1e-4."
         )
 
 
@@ -270,4 +271,3 @@ def describe_network(trainer: Trainer) -> str:
     widths = [affine[0].in_features, *(layer.out_features for layer in affine)]
     count = sum(int(np.prod(a.shape)) for a in trainer.model.params.values())
     return f"{'-'.join(map(str, widths))}, {count:,} parameters"
-

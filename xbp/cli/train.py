@@ -23,6 +23,7 @@ from .display import Display
 from .guard import INTERRUPTED
 from .plot import check_picture, save_curves
 from .session import Options, Session, begin, describe_network, resume
+from .threads import calm_blas
 
 __all__ = ["Output", "train"]
 
@@ -47,11 +48,12 @@ def train(options: Options, output: Output) -> None:
     if not output.quiet:
         _introduce(session, path)
     done = _Training(session, path, output)
-    done.run()
-    done.save()
-    if done.failure is not None:
-        raise done.failure
-    done.report()
+    with calm_blas(session.trainer.model, session.recipe.batch_size):
+        done.run()
+        done.save()
+        if done.failure is not None:
+            raise done.failure
+        done.report()
     if done.interrupted:
         raise typer.Exit(INTERRUPTED)
 

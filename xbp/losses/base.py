@@ -110,7 +110,7 @@ def _beside(name: str, value: Any, y: Array, xp: Namespace) -> Array:
         )
     try:
         a: Array = value if given else xp.asarray(value, device=device_of(y))
-    except (TypeError, ValueError, OverflowError) as error:
+    except Exception as error:  # each library refuses in its own way
         raise DTypeError(
             f"{name} must be an array or a regular list of numbers; it is {value!r:.80} ({error})."
         ) from error

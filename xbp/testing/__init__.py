@@ -2,7 +2,8 @@
 
 spaces, space                         where arrays may live: numpy, read-only numpy, strict, torch, jax, cupy
 assert_close                          values, and dtype, shape, library and device besides
-numerical_gradient, check_backward    gradients against central differences
+numerical_gradient, check_backward    gradients of a function, of a kernel against central differences
+check_gradients                       those of a whole network, by the name of the parameter
 Recorder                              a namespace that computes nothing and notes every operation
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from .assertions import assert_close
 from .gradients import check_backward, numerical_gradient
+from .network_gradients import GradientReport, GradientRow, check_gradients
 from .recording import Recorder, RecordingNamespace
 from .records import RecordedArray, RecordingError
 from .shapes import Dim
@@ -17,6 +19,8 @@ from .spaces import Space, space, spaces
 
 __all__ = [
     "Dim",
+    "GradientReport",
+    "GradientRow",
     "RecordedArray",
     "Recorder",
     "RecordingError",
@@ -24,6 +28,7 @@ __all__ = [
     "Space",
     "assert_close",
     "check_backward",
+    "check_gradients",
     "numerical_gradient",
     "space",
     "spaces",

@@ -28,6 +28,7 @@ STEP = EPS ** (1 / 3)  # where the errors of truncation (step^2) and of rounding
 UPSTREAM = 1.75  # the loss is checked as part of something larger, so that a forgotten factor shows
 TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
 FLOOR = {"float64": 1e-3, "float32": 1e-2}  # of a parameter's largest gradient; smaller entries count as if so large
+ROUNDING = {name: 10 * float(np.finfo(name).eps) for name in FLOOR}  # of gradients, relative to the loss
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,18 @@ class GradientReport:
         head = ("name", "error", "worst entry", "analytic", "numeric", "compared", "kinks", "")
         lines = [head, *(_cells(row) for row in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        numbers = {1, 3, 4, 5, 6}
-        text = "\n".join(
-            "  ".join(c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            .rstrip()
-            for line in lines
-        )  # fmt: skip
+        text = "\n".join(_aligned(line, widths) for line in lines)
         wrong = sum(not row.ok for row in self.rows)
         verdict = f"{wrong} of {len(self.rows)} gradients are WRONG" if wrong else "all gradients are right"
         return f"{text}\n{verdict}: {self.backend}, {self.dtype}, relative error of {self.tolerance:.0e} allowed"
+
+
+NUMBERS = (1, 3, 4, 5, 6)  # columns of the table that are set to the right
+
+
+def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
+    padded = [c.rjust(w) if i in NUMBERS else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+    return "  ".join(padded).rstrip()
 
 
 def _cells(row: GradientRow) -> tuple[str, ...]:
@@ -144,7 +148,7 @@ def check_gradients(
     rng = np.random.default_rng(seed)
     report = GradientReport(
         tuple(
-            _row(name, gradients[name], truth, value, allowed, FLOOR[dtype], entries, rng)
+            _row(name, gradients[name], truth, value, allowed, dtype, entries, rng)
             for name in (*found.params, *found.inputs)
         ),
         allowed,
@@ -166,7 +170,9 @@ class _Function:
         self.keys = model._keys(0) if train else None
         self._own, self._dtype = model.backend, dtype
         params, inputs, buffers, t, w = parts
-        self.params, self.inputs, self.buffers = ({n: self._taken(a) for n, a in p.items()} for p in (params, inputs, buffers))
+        self.params, self.inputs, self.buffers = (
+            {name: self._taken(a) for name, a in part.items()} for part in (params, inputs, buffers)
+        )
         self.t, self.w = self._taken(t), None if w is None else self._taken(w)
 
     def _taken(self, a: Array) -> Array:
@@ -185,7 +191,8 @@ class _Function:
         passed = forward(
             self.plan, params, self.buffers, inputs, xp=self.xp, train=self.train, keys=self.keys, keep=False
         )
-        return UPSTREAM * float(self.loss.forward(passed.y, self.t, self.w, xp=self.xp)[0])
+        loss, _ = self.loss.forward(passed.y, self.t, self.w, xp=self.xp)
+        return UPSTREAM * float(self.backend.to_host(loss))
 
     def gradients(self) -> dict[str, np.ndarray]:
         """By back-propagation, on the host; zeros for what does not reach the output."""
@@ -208,8 +215,8 @@ class _Function:
         """The value as a function of how far entry i is moved."""
         a, xp = self.array(name), self.xp
         flat = xp.reshape(a, (-1,))
-        here = xp.arange(flat.shape[0], device=device_of(flat)) == i
-        at = float(flat[i])
+        here = xp.arange(flat.shape[0], dtype=xp.int32, device=device_of(flat)) == i
+        at = float(self.backend.to_host(flat)[i])
 
         def moved(by: float) -> float:
             return self.value({name: xp.reshape(xp.where(here, at + by, flat), a.shape)})
@@ -223,7 +230,7 @@ def _row(
     truth: _Function,
     value: float,
     allowed: float,
-    floor: float,
+    dtype: str,
     entries: int,
     rng: np.random.Generator,
 ) -> GradientRow:
@@ -231,13 +238,15 @@ def _row(
     chosen = np.arange(flat.size)
     if flat.size > entries:
         chosen = np.sort(rng.choice(flat.size, entries, replace=False))
-    least = floor * float(np.max(np.abs(flat), initial=0.0))
+    least = max(FLOOR[dtype] * float(np.max(np.abs(flat), initial=0.0)), ROUNDING[dtype] * abs(value) / allowed)
     worst = (-1.0, 0, 0.0, 0.0)
     kinks = 0
     for i in map(int, chosen):
         step = STEP * max(1.0, abs(float(host[i])))
-        noise = 20 * EPS * abs(value) / step  # of rounding in the value, which is all there is where a gradient vanishes
-        numeric, error = _compared(truth.along(name, i), float(flat[i]), value, step, max(least, noise / allowed), allowed)
+        noise = (
+            20 * EPS * abs(value) / step
+        )  # of rounding in the value, which is all there is where a gradient vanishes
+        numeric, error = _compared(truth.along(name, i), float(flat[i]), value, step, least, noise, allowed)
         if error is None:
             kinks += 1
         elif not error <= worst[0]:  # also takes NaN, and keeps it
@@ -250,12 +259,19 @@ def _row(
 
 
 def _compared(
-    f: Callable[[float], float], analytic: float, middle: float, step: float, least: float, allowed: float
+    f: Callable[[float], float],
+    analytic: float,
+    middle: float,
+    step: float,
+    least: float,
+    noise: float,
+    allowed: float,
 ) -> tuple[float, float | None]:
     """(numeric slope, relative error) of one entry; no error at a kink.
 
-    A kink beside the entry is left behind as the step shrinks, and the slopes left and right agree from then on. At a
-    kink they do not, however small the step; on a smooth curve they differ in proportion to it.
+    With a kink within reach of the step, the slopes to the left and to the right differ by more than twice the error
+    that it causes; if they do not, the gradient is wrong. A smaller step leaves a kink beside the entry behind. At a
+    kink the slopes differ however small the step; on a smooth curve, in proportion to it.
     """
     gaps: list[float] = []
     best = (math.nan, math.inf)
@@ -263,15 +279,14 @@ def _compared(
         h = step / shrink
         up, down = f(h), f(-h)
         numeric = (up - down) / (2 * h)
-        error = abs(analytic - numeric) / max(abs(analytic), abs(numeric), least * shrink)
-        if math.isnan(error):
+        off = abs(analytic - numeric)
+        if math.isnan(off):
             return numeric, math.nan
+        scale = max(abs(analytic), abs(numeric), least, noise * shrink / allowed)
+        error = off / scale if scale else 0.0
         if error < best[1]:
             best = numeric, error
-        if error <= allowed:
-            break
         gaps.append(abs((up - middle) - (middle - down)) / h)
-    else:
-        if gaps[-1] > 0.5 * gaps[0] and gaps[-1] > allowed * max(abs(analytic), least * 64.0):
-            return best[0], None
-    return best
+        if error <= allowed or off > gaps[-1] + noise * shrink:
+            return best
+    return best[0], None if gaps[-1] > 0.5 * gaps[0] else best[1]
