@@ -114,7 +114,7 @@ def compare(blocks: int, accept: Callable[[float], bool], load: Callable[[], Any
                 seconds.append(took / count)
     one, other = (statistics.median(seconds) for seconds in times.values())
     return {
-        "network": str(CASE).replace("float32", "float64"),
+        "network": f"{'-'.join(map(str, CASE.widths))}, batch {CASE.batch}, float64",
         "parameters": p.size,
         "measured_differences": len(entries),
         "largest_difference": error,

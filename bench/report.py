@@ -83,7 +83,7 @@ def conditions(found: Json) -> str:
         f"Commit {found['commit'] or 'unknown'}, {found['date'][:10]}. {machine['processor']}, {machine['cores']} "
         f"cores, {settings['threads']} threads for every library; Python {found['versions']['python']}, "
         f"{', '.join(f'{name} {v}' for name, v in libraries)}; {', '.join(sorted(blas))}. float32. "
-        f"Medians of {settings['blocks']} blocks of at least about {block:.0f} ms, in which all take turns. In brackets "
+        f"Medians of {settings['blocks']} blocks of about {block:.0f} ms or a step; all take turns. In brackets "
         f"the ratio to {settings['base']}, block by block, and the range of its middle half. Everyone starts from the "
         "same weights, takes the same batches, and has first to give the losses that NumPy gives in float64, within "
         f"1e-5. During {counted['disturbed']} of the {counted['accepted']} blocks other programs used more than "

@@ -257,7 +257,7 @@ REFUSED = [
     ("answers of NaN", BCE, 2, np.array([[0, 1], [1, 1], [0, math.nan]]), LabelError, r"row 2 .* is \[0, nan\]"),
     ("answers too wide", BCE, 1, np.zeros((3, 2)), ShapeError, r"\(N, 1\) or \(N,\), for 1 .*N = 3 rows; .*\(3, 2\)"),
     # numbers
-    ("NaN in a target", MSE, 2, np.array([[0, 1], [math.nan, 1], [0, 1]]), LabelError, r"finite targets; row 1 .*nan, 1"),
+    ("NaN number", MSE, 2, np.array([[0, 1], [math.nan, 1], [0, 1]]), LabelError, r"finite targets; row 1 .*nan, 1"),
     ("infinity in a target", MSE, 1, np.array([0, 1, math.inf]), LabelError, r"finite targets; row 2 .*inf.*fill such"),
     ("a row would broadcast", MSE, 2, np.zeros(3), ShapeError, r"shape \(N, 2\), for 2 outputs .*shape \(3,\)"),
     ("a width would broadcast", MSE, 3, np.zeros((3, 1)), ShapeError, r"shape \(N, 3\), .*shape \(3, 1\)"),

@@ -50,6 +50,7 @@ from .losses import (
 )
 from .network import Network
 from .optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSProp
+from .testing import check_gradients, numerical_gradient
 from .training import Trainer
 
 __version__ = "0.1.0"
@@ -107,6 +108,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "callbacks",
+    "check_gradients",
     "get_backend",
     "initializers",
     "kernels",
@@ -114,6 +116,7 @@ __all__ = [
     "log_softmax",
     "losses",
     "metrics",
+    "numerical_gradient",
     "optimizers",
     "register_backend",
     "relu",

@@ -25,6 +25,7 @@ __all__ = [
     "TargetMetric",
     "TimeLimit",
     "TrainerView",
+    "check_callbacks",
 ]
 
 

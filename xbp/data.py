@@ -20,7 +20,7 @@ from .losses import Loss
 from .model import Model
 from .typing import Array, Inputs
 
-__all__ = ["Batches", "Order", "Rows", "is_stream", "open_rows", "prepare_batch"]
+__all__ = ["Batches", "Order", "Rows", "is_stream", "open_rows", "output_width", "prepare_batch"]
 
 SHARD = 64 * 2**20  # bytes of a memory map that are moved together
 

@@ -22,6 +22,8 @@ __all__ = [
     "ShapeError",
     "UnknownBackend",
     "XBPError",
+    "unknown_name",
+    "unknown_name_text",
 ]
 
 

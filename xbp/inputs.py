@@ -17,13 +17,17 @@ from .errors import DataError, DTypeError, ShapeError
 from .traversal import Plan
 from .typing import Array, Inputs
 
-__all__ = ["check_finite", "host_or_own", "length", "taken", "taken_all"]
+__all__ = ["check_finite", "checked_inputs", "host_or_own", "length", "named", "taken", "taken_all"]
 
 BLOCK = 1 << 24  # entries of a memory map that are looked at together
 
 
 def host_or_own(name: str, value: Any, backend: Backend) -> Any:
     """`value` itself where the backend owns it, else as a NumPy array; `DTypeError` for other libraries' arrays."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise DataError(f"{name} is a masked array, whose mask would be lost. Fill its gaps first: {name}.filled(value).")
+    if isinstance(value, np.matrix):
+        value = np.asarray(value)  # its * is a matrix product
     if backend.owns(value):
         return backend.bare(value)
     library = backend.library_of(value)
@@ -82,8 +86,8 @@ def checked_inputs(x: Any, plan: Plan, backend: Backend) -> dict[str, Any]:
         if single and a.ndim != 2:
             hint = "; one row is x[None, :]" if a.ndim == 1 else "; flatten each row first: x.reshape(len(x), -1)"
             raise ShapeError(f"{name} must be (N, D), N rows of D numbers; its shape is {tuple(a.shape)}{hint}.")
-    if single:
-        plan.check_rows(tuple(tuple(a.shape[1:]) for a in arrays.values()))
+    # A graph may take numbers and vectors beside its batches: their first axis is not known to be the batch's.
+    plan.check_rows(tuple(tuple(a.shape[1:]) if a.ndim > 1 else None for a in arrays.values()))
     return arrays
 
 
@@ -92,7 +96,8 @@ def taken_all(
 ) -> Iterator[Inputs]:
     """Inputs as arrays of the backend, `batch_size` rows at a time (None: all at once)."""
     arrays = checked_inputs(x, plan, backend)
-    whole = batch_size is None or any(a.ndim == 0 for a in arrays.values())
+    rows = {int(a.shape[0]) if a.ndim else None for a in arrays.values()}
+    whole = batch_size is None or rows == {None} or len(rows) > 1  # what is broadcast over the batch cannot be cut
     n = 1 if whole else max(length(arrays), 1)
     size = batch_size if batch_size and not whole else n
     if check:
@@ -101,11 +106,11 @@ def taken_all(
     single = None if isinstance(x, Mapping) else next(iter(arrays))
     for start in range(0, n, size):
         # The standard leaves open what a slice beyond the end means, hence min.
-        rows = {
+        piece = {
             name: taken(name, a if whole else a[start : min(start + size, a.shape[0]), ...], backend, dtype)
             for name, a in arrays.items()
         }
-        yield rows[single] if single is not None else rows
+        yield piece[single] if single is not None else piece
 
 
 def check_finite(name: str, a: Any, backend: Backend) -> None:

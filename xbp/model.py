@@ -133,7 +133,7 @@ class Model:
 
     @on_device
     def _backward(self, dy: Any, wanted: frozenset[str], accumulate: bool) -> dict[str, Array]:
-        if not self._cache or self._output is None:
+        if self._output is None:
             raise CacheEmpty(
                 "backward() needs a forward() before it: the cache is empty. One forward serves one backward, "
                 "because backward empties the cache as it goes."

@@ -88,7 +88,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     path = Path(path)
     with _opened(path) as file:
         names, header = _envelope(path, file)
-        return {name: file.get_tensor(name) for name in names}, header
+        arrays = {name: file.get_tensor(name) for name in names}
+        for name, a in arrays.items():
+            if a.dtype.name not in _DTYPES:  # NumPy knows bfloat16 as soon as any library has registered it
+                raise TypeError(f"array {name!r} has dtype {a.dtype}")
+        return arrays, header
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -208,7 +208,21 @@ def plan_graph(nodes: Mapping[str, Any], inputs: Iterable[str], output: str) -> 
             made.add(node.name)
     plan = Plan(tuple(done), inputs, output)
     plan.row_shapes()
+    _check_use(plan)
     return plan
+
+
+def _check_use(plan: Plan) -> None:
+    """Raise for parameters that the output does not depend on: they would have no gradient."""
+    read = {plan.output}
+    for node in reversed(plan.nodes):
+        if node.name in read:
+            read.update(node.inputs)
+        elif node.params:
+            raise ShapeError(
+                f"The output {plan.output!r} does not depend on node {node.name!r}, so its parameters could never learn. "
+                "Remove the node, or let the output read it."
+            )
 
 
 def _check_layer(where: str, layer: object) -> None:

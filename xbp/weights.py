@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from .backend import Backend
-from .errors import DTypeError, ShapeError, unknown_name
+from .errors import DTypeError, NameUnknown, ShapeError, unknown_name_text
 from .typing import Array, Tree
 
 __all__ = ["ArrayMap", "Weights", "copied"]
@@ -58,6 +58,12 @@ class Weights:
         self.version += 1
 
 
+class _KeyUnknown(NameUnknown, KeyError):
+    """A name that a mapping does not have: a `KeyError`, as every mapping raises, and an error of xbp."""
+
+    __str__ = Exception.__str__  # KeyError shows the repr of its message
+
+
 class ArrayMap(MutableMapping[str, Array]):
     """A mapping by fixed names. Assigning checks name, shape and dtype, and copies; names cannot be added or removed.
 
@@ -75,7 +81,7 @@ class ArrayMap(MutableMapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         arrays = self._now()
         if name not in arrays:
-            raise KeyError(str(unknown_name(self._kind, name, arrays)))
+            raise _KeyUnknown(unknown_name_text(self._kind, name, arrays))
         return arrays[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -101,7 +107,7 @@ class ArrayMap(MutableMapping[str, Array]):
 
     def _checked(self, name: str, value: Any, held: Mapping[str, Array]) -> Array:
         if name not in held:
-            raise KeyError(str(unknown_name(self._kind, name, held)))
+            raise _KeyUnknown(unknown_name_text(self._kind, name, held))
         backend, old = self._weights.backend, held[name]
         library = backend.library_of(value)
         if not backend.owns(value):

@@ -248,9 +248,17 @@ STOPS = {
 }
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal; a process in the background is born deaf to it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
 @ids("S2-13", "B2-04")
 @pytest.mark.parametrize("reason", STOPS)
-def test_the_loop_ends_on_a_stated_condition_and_says_which(reason):
+def test_the_loop_ends_on_a_stated_condition_and_says_which(reason, ctrl_c):
     (x, t), held_out = rows(40), rows(200, seed=1)
     net = xbp.Network(LAYERS, backend="numpy", seed=2)
     machine = xbp.Trainer(net, loss=LOSS, optimizer=xbp.SGD(0.5))

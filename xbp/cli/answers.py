@@ -94,7 +94,12 @@ class Answers(NamedTuple):
 
 def answers(recipe: Recipe, loss: Loss, y: np.ndarray) -> Answers:
     """What the scores y (N, outputs) of a network say."""
-    return _class_answers(recipe, loss, y) if recipe.classes else _number_answers(recipe, loss, y.astype(np.float64))
+    if recipe.classes:
+        return _class_answers(recipe, loss, y)
+    said = _number_answers(recipe, loss, y.astype(np.float64))
+    return Answers(
+        said.point, {name: c.astype(recipe.dtype) for name, c in said.columns.items()}
+    )  # digits that are known
 
 
 def _class_answers(recipe: Recipe, loss: Loss, y: np.ndarray) -> Answers:

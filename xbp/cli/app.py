@@ -112,7 +112,8 @@ def train(
         str | None, option(NETWORK, "NAME", "relu, gelu, tanh, leaky_relu:0.2, ...", ACTIVATION)
     ] = None,
     dropout: Annotated[
-        float | None, option(NETWORK, "SHARE", "of the hidden units, left out at random in training", "0.1; regression 0")
+        float | None,
+        option(NETWORK, "SHARE", "of the hidden units, left out at random in training", "0.1; regression 0"),
     ] = None,
     dtype: Dtype = None,
     seed: Annotated[

@@ -17,7 +17,7 @@ from ..network import Network
 from ..testing import GradientReport, check_gradients
 from .console import json_line, note, show
 from .guard import option_errors
-from .names import hidden_layers, hidden_widths, layers_of_text, loss_of_text
+from .names import activation_of_text, hidden_layers, hidden_widths, known_name, layers_of_text, loss_of_text
 
 __all__ = ["Described", "check"]
 
@@ -36,7 +36,8 @@ class Described:
     def build(self) -> list[Layer]:
         if self.layers is not None:
             return layers_of_text(self.layers)
-        return hidden_layers(self.inputs, hidden_widths(self.hidden), self.outputs, self.activation, self.dropout)
+        bend = activation_of_text(self.activation)
+        return hidden_layers(self.inputs, hidden_widths(self.hidden), self.outputs, bend, self.dropout)
 
 
 def check(
@@ -54,6 +55,7 @@ def check(
 ) -> None:
     """Check one network on one backend, or with "all" on each one that runs here. Exits with 1 for a wrong gradient."""
     loss, layers = loss_of_text(loss_name), described.build()
+    known_name("dtype", dtype, ("float32", "float64"), "--dtype")
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise typer.BadParameter(f"must be a number above 0; it is {tolerance!r}.", param_hint="--tolerance")
     everywhere = backend == "all"
@@ -68,8 +70,7 @@ def check(
             note(f"{name} is left out: {error}")
             continue
         x, t = _data(network, loss, rows, seed)
-        with option_errors("--loss"):
-            report = check_gradients(network, x, t, loss=loss, tolerance=tolerance, entries=entries, seed=seed)
+        report = check_gradients(network, x, t, loss=loss, tolerance=tolerance, entries=entries, seed=seed)
         reports.append(report)
         if not as_json:
             show(f"{network}\n{loss}, {rows} rows\n\n{report}\n")
@@ -84,17 +85,17 @@ def check(
 def _data(network: Network, loss: Loss, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Random rows that suit the network and the loss."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((rows, _width(network)))
+    x = rng.standard_normal((rows, _width(network))).astype(network.dtype)
     outputs = int(network.forward(x).shape[1])
     with option_errors("--loss"):
         width = loss.target_width(outputs)
     if isinstance(loss, SoftmaxCrossEntropy):
         return x, rng.integers(0, outputs, rows)
     if isinstance(loss, SigmoidCrossEntropy):
-        return x, rng.integers(0, 2, (rows, width)).astype(np.float64)
+        return x, rng.integers(0, 2, (rows, width)).astype(network.dtype)
     if isinstance(loss, PoissonNLL):
-        return x, rng.poisson(2.0, (rows, width)).astype(np.float64)
-    return x, rng.standard_normal((rows, width))
+        return x, rng.poisson(2.0, (rows, width)).astype(network.dtype)
+    return x, rng.standard_normal((rows, width)).astype(network.dtype)
 
 
 def _width(network: Network) -> int:

@@ -33,7 +33,6 @@ class Display(Callback):
     _started: float = field(default=0.0, init=False, repr=False)
     _drawn: float = field(default=0.0, init=False, repr=False)
     _first: int = field(default=0, init=False, repr=False)
-    _rate: float | None = field(default=None, init=False, repr=False)
     _bar: Progress | None = field(default=None, init=False, repr=False)
     _task: Any = field(default=None, init=False, repr=False)
     _out: Any = field(default=None, init=False, repr=False)
@@ -97,10 +96,6 @@ class Display(Callback):
             held = name.startswith("val_")
             label = f"{self.held_out} {name.removeprefix('val_')}" if held else name
             parts.append((f"{label} {_number(name, series[-1])}", "green" if held else ""))
-        rate = trainer.history["lr"][-1]
-        if self._rate is not None and rate != self._rate:
-            parts.append((f"lr {rate:.2e}", "dim"))
-        self._rate = trainer.history["lr"][0] if self._rate is None else self._rate
         parts.append((f"{time.monotonic() - self._started:.1f} s", "dim"))
         return Text("   ").join(Text(text, style) for text, style in parts)
 

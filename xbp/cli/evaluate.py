@@ -39,14 +39,14 @@ def evaluate(
     """Print how well a model does on a source; None is the source that it was trained on."""
     part = known_name("part", rows, PARTS, "--rows")
     trainer, recipe = _open(model, backend, device)
-    x, t, words = rows_of(recipe, source or recipe.source, target, part)
+    x, t, which = rows_of(recipe, source or recipe.source, target, part)
     found = scores(trainer, recipe, x, t)
     if as_json:
         values = {name: found.get(name) for name in ("accuracy", "loss", "r2", "rmse")}
         place = {"backend": trainer.model.backend.name, "model": str(model), "source": source or recipe.source}
-        json_line({**values, "rows": len(x), "part": words.split()[1], **place})
+        json_line({**values, "rows": len(x), "part": which, **place})
         return
-    show(f"{source or recipe.source}: {words}")
+    show(f"{source or recipe.source}: {f'all {len(x):,}' if which == 'all' else f'{len(x):,} {which}'} rows")
     for name in ("accuracy", "r2", "rmse", "loss"):
         if name in found:
             show(f"{name:<9} {found[name]:.4f}" if name in ("accuracy", "r2") else f"{name:<9} {found[name]:.6g}")
@@ -64,7 +64,8 @@ def predict(model: Path, source: str, out: Path | None, backend: str, device: st
         _write_csv(said, sys.stdout)
         return
     if out.suffix.lower() == ".npz":
-        _replace(out, lambda file: np.savez(file, allow_pickle=False, **_arrays(recipe, said)))
+        arrays: dict[str, Any] = _arrays(recipe, said)
+        _replace(out, lambda file: np.savez(file, **arrays))
     else:
         _replace(out, lambda file: _write_csv(said, io.TextIOWrapper(file, "utf-8", newline="", write_through=True)))
     note(f"{len(x):,} predictions written to {out}")
@@ -79,7 +80,7 @@ def _write_csv(said: Answers, file: IO[str]) -> None:
 
 def _cells(column: np.ndarray) -> list[Any]:
     """Numbers in the shortest form that reads back as the same."""
-    return [str(v) for v in column] if column.dtype.kind == "f" else column.tolist()
+    return list(map(str, column)) if column.dtype.kind == "f" else column.tolist()
 
 
 def _arrays(recipe: Recipe, said: Answers) -> dict[str, np.ndarray]:

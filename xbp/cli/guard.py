@@ -6,6 +6,7 @@ An exception that nobody foresaw keeps its traceback, because that is a bug and 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,10 +35,10 @@ class Guarded(TyperGroup):
             except UsageError as error:
                 raise _usage(error, ctx) from error
             except NameUnknown as error:
-                note(f"Error: {error}")
+                note(f"Error: {_as_options(str(error))}")
                 raise typer.Exit(2) from error
             except XBPError as error:
-                note(f"Error: {error}")
+                note(f"Error: {_as_options(str(error))}")
                 raise typer.Exit(1) from error
             except MemoryError as error:
                 note(f"Error: the memory of this machine does not suffice. {error}".rstrip())
@@ -52,6 +53,15 @@ def _usage(error: Any, ctx: Any) -> typer.Exit:
     where = (error.ctx or ctx).command_path
     note(f"Error: {error.format_message()}\nHelp: {where} --help")
     return typer.Exit(2)
+
+
+def _as_options(message: str) -> str:
+    """What Python writes as target=..., the command line calls --target."""
+    return re.sub(r"\b(target|task|test_fraction|backend|device|engine|dtype|clip_norm)=(\S?)", _option, message)
+
+
+def _option(match: re.Match[str]) -> str:
+    return f"--{match[1].replace('_', '-')}{' ' if match[2] else ''}{match[2]}"
 
 
 def _told(

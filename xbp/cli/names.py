@@ -6,6 +6,7 @@ Names are read without regard to case, hyphens and underscores, and a wrong one 
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from .guard import option_errors
 __all__ = [
     "LOSS_NAMES",
     "SCHEDULE_NAMES",
+    "activation_of_text",
     "hidden_layers",
     "hidden_widths",
     "known_name",
@@ -56,8 +58,18 @@ def known_name(kind: str, text: str, known: Mapping[str, Any] | tuple[str, ...],
     """The registered name that `text` spells; a usage error with the nearest right one where there is none."""
     found = next((name for name in known if spelled(name) == spelled(text)), None)
     if found is None:
-        raise typer.BadParameter(str(unknown_name(kind, text, known)), param_hint=option)
+        raise typer.BadParameter(_unknown(kind, text, known), param_hint=option)
     return found
+
+
+def _unknown(kind: str, text: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """The message for an unknown name; the nearest right one may also begin with what was written, nearly."""
+    message = str(unknown_name(kind, text, known))
+    starts = {name[: len(text)]: name for name in known}
+    near = difflib.get_close_matches(spelled(text), starts, n=1)
+    if near and "Did you mean" not in message:
+        message = message.replace(". Known", f". Did you mean {starts[near[0]]!r}? Known", 1)
+    return message
 
 
 def of_text(kind: str, text: str, classes: Mapping[str, type[T]], option: str) -> T:
@@ -96,15 +108,20 @@ def hidden_widths(text: str, option: str = "--hidden") -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def hidden_layers(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str, dropout: float) -> list[Layer]:
+def activation_of_text(text: str) -> Activation:
+    return of_text("activation", text, BENDING, "--activation")
+
+
+def hidden_layers(
+    inputs: int, hidden: tuple[int, ...], outputs: int, activation: Activation, dropout: float
+) -> list[Layer]:
     """Affine, activation and, where asked for, dropout for each hidden layer; Affine at the end."""
-    bend = of_text("activation", activation, BENDING, "--activation")
     with option_errors("--dropout"):
         drop = Dropout(dropout)
     layers: list[Layer] = []
     width = inputs
     for size in hidden:
-        layers += [Affine(width, size), bend, *([drop] if dropout else [])]
+        layers += [Affine(width, size), activation, *([drop] if dropout else [])]
         width = size
     return [*layers, Affine(width, outputs)]
 

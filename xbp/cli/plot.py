@@ -63,24 +63,14 @@ def _figure(history: Mapping[str, Sequence[float]], title: str, held_out: str) -
     fields = figure.subplots(1, 1 + len(scores), squeeze=False)[0]
     figure.suptitle(title, fontsize=12, color=INK)
 
-    loss = fields[0]
-    _curve(loss, history["loss"], TRAINING, "training")
+    _curve(fields[0], history["loss"], TRAINING, "training")
     if "val_loss" in history:
-        _curve(loss, history["val_loss"], HELD_OUT, held_out)
-    _dress(loss, "loss", len(history["loss"]))
-    values = [*history["loss"], *history.get("val_loss", ())]
-    if min(values) > 0 and max(values) > 20 * min(values):
-        loss.set_yscale("log")
-    elif min(values) > 0:
-        loss.set_ylim(bottom=0)
+        _curve(fields[0], history["val_loss"], HELD_OUT, held_out)
+    _dress(fields[0], "loss", len(history["loss"]))
+    _scale(fields[0], [*history["loss"], *history.get("val_loss", ())])
     for field, name in zip(fields[1:], scores, strict=True):
-        series = history[f"val_{name}"]
-        _curve(field, series, HELD_OUT, held_out)
-        best = max(range(len(series)), key=lambda i: series[i])
-        field.plot(
-            best + 1, series[best], "o", color=HELD_OUT, markersize=6, label=f"best: {series[best]:.4f}", zorder=3
-        )
-        _dress(field, LABELS[name], len(series))
+        _curve(field, history[f"val_{name}"], HELD_OUT, held_out)
+        _dress(field, LABELS[name], len(history["loss"]))
     return figure
 
 
@@ -89,12 +79,26 @@ def _curve(field: Any, values: Sequence[float], colour: str, label: str) -> None
     field.plot(range(1, len(values) + 1), values, color=colour, label=label, linewidth=1.8, marker=mark, markersize=3.5)
 
 
+def _scale(field: Any, losses: Sequence[float]) -> None:
+    """Logarithmic where the losses span a factor of 20, else from 0; negative ones, as densities have, as they are."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = min(losses), max(losses)
+    if low > 0 and high > 20 * low:
+        field.set_yscale("log")
+        field.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        field.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        field.yaxis.set_minor_locator(NullLocator())
+    elif low > 0:
+        field.set_ylim(bottom=0)
+
+
 def _dress(field: Any, label: str, epochs: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     field.set_title(label, fontsize=11, color=INK, loc="left")
     field.set_xlabel("epoch", color=INK)
-    field.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    field.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     margin = 0.5 if epochs == 1 else 0.02 * epochs
     field.set_xlim(1 - margin, epochs + margin)
     field.grid(visible=True, color=FAINT, linewidth=0.7)
@@ -102,4 +106,4 @@ def _dress(field: Any, label: str, epochs: int) -> None:
     field.tick_params(colors=INK, labelsize=9)
     for side in ("top", "right"):
         field.spines[side].set_visible(False)
-    field.legend(frameon=False, fontsize=9)
+    field.legend(frameon=False, fontsize=9, labelcolor=INK)

@@ -163,7 +163,7 @@ def rows_of(recipe: Recipe, source: str, target: str | None, part: str) -> tuple
         data = data if own else _whole(data)
         words = "test" if own else "all"
     x, t = (data.x_test, data.t_test) if len(data.x_test) else (data.x, data.t)
-    return inputs_of(recipe, data, x), targets_of(recipe, data, t), f"{len(x):,} {words} rows"
+    return inputs_of(recipe, data, x), targets_of(recipe, data, t), words
 
 
 def _whole(data: Dataset) -> Dataset:

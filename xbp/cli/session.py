@@ -25,6 +25,7 @@ from .answers import classifies, metrics_for, network_targets, outputs_for, targ
 from .guard import option_errors
 from .names import (
     SCHEDULE_NAMES,
+    activation_of_text,
     hidden_layers,
     hidden_widths,
     known_name,
@@ -113,9 +114,10 @@ def begin(o: Options) -> Session:
     """A new training."""
     if o.source is None:
         raise typer.BadParameter("say what to train on: digits, a folder, an .npz or a .csv file.", param_hint="SOURCE")
+    _check_options(o)
     backend = get_backend(o.backend, o.device)
     loss = None if o.loss is None else loss_of_text(o.loss)
-    seed, dtype = o.seed or 0, o.dtype or "float32"
+    seed, dtype = o.seed or 0, known_name("dtype", o.dtype or "float32", ("float32", "float64"), "--dtype")
     fraction = TEST_FRACTION if o.test_fraction is None else o.test_fraction
     task = _task(o.task, loss)
     data = load(o.source, target=o.target, task=task, test_fraction=fraction, seed=seed, dtype=dtype)
@@ -147,6 +149,17 @@ def begin(o: Options) -> Session:
     return _session(o, recipe, data, trainer, recipe.epochs)
 
 
+def _check_options(o: Options) -> None:
+    """Refuse words that mean nothing before the data is read, which may take a while."""
+    hidden_layers(
+        1, hidden_widths(o.hidden or HIDDEN), 1, activation_of_text(o.activation or ACTIVATION), o.dropout or 0.0
+    )
+    optimizer_of(o.optimizer or OPTIMIZER, 0.0, o.weight_decay, o.momentum)
+    schedule_of(o.schedule or SCHEDULE, o.lr, o.optimizer or OPTIMIZER, 1, 1, 1)
+    if o.clip_norm is not None and not o.clip_norm > 0:
+        raise typer.BadParameter(f"must be above 0; it is {o.clip_norm!r}.", param_hint="--clip-norm")
+
+
 def known_schedule(text: str) -> str:
     return known_name("schedule", text, SCHEDULE_NAMES, "--schedule")
 
@@ -167,7 +180,7 @@ def _trainer(o: Options, recipe: Recipe, data: Dataset, loss: Loss, backend: Bac
         data.x.shape[1],
         hidden_widths(HIDDEN if o.hidden is None else o.hidden),
         outputs,
-        o.activation or ACTIVATION,
+        activation_of_text(o.activation or ACTIVATION),
         DROPOUT[recipe.task] if o.dropout is None else o.dropout,
     )
     n = len(data.x) - round(recipe.validation * len(data.x))
@@ -177,15 +190,14 @@ def _trainer(o: Options, recipe: Recipe, data: Dataset, loss: Loss, backend: Bac
     )
     optimizer = optimizer_of(rule, rate, o.weight_decay, o.momentum)
     network = Network(layers, backend=backend, dtype=recipe.dtype, seed=recipe.seed)
-    with option_errors("--clip-norm, --engine, --loss"):
-        return Trainer(
-            network,
-            loss=loss,
-            optimizer=optimizer,
-            metrics=metrics_for(loss, len(recipe.classes), recipe.target_width),
-            clip_norm=o.clip_norm,
-            engine=o.engine or "auto",
-        )
+    return Trainer(
+        network,
+        loss=loss,
+        optimizer=optimizer,
+        metrics=metrics_for(loss, len(recipe.classes), recipe.target_width),
+        clip_norm=o.clip_norm,
+        engine=o.engine or "auto",
+    )
 
 
 def resume(o: Options, path: Path) -> Session:

@@ -59,8 +59,11 @@ def train(options: Options, output: Output) -> None:
 
 
 def _check_model_path(path: Path | None) -> None:
-    if path is not None and path.is_dir():
+    if path is None:
+        return
+    if path.is_dir():
         raise typer.BadParameter(f"{str(path)!r} is a folder. Give the name of a file in it.", param_hint="--out")
+    check_writable(path)
 
 
 def _introduce(session: Session, path: Path) -> None:
@@ -94,14 +97,15 @@ class _Training:
         s, display = self.session, () if self.output.quiet else (Display(self.session.watched_as),)
         started = time.perf_counter()
         try:
-            s.trainer.fit(
-                s.x,
-                s.t,
-                epochs=s.epochs,
-                batch_size=s.recipe.batch_size,
-                validation=s.watched,
-                callbacks=[*s.callbacks, *display],
-            )
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of them is told as NonFiniteLoss
+                s.trainer.fit(
+                    s.x,
+                    s.t,
+                    epochs=s.epochs,
+                    batch_size=s.recipe.batch_size,
+                    validation=s.watched,
+                    callbacks=[*s.callbacks, *display],
+                )
         except NonFiniteLoss as error:
             self.failure = error
         except KeyboardInterrupt:  # a second Ctrl-C; what has been learnt so far is worth the moment that saving takes

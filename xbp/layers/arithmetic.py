@@ -11,7 +11,7 @@ from ..kernels import add, mul
 from ..typing import Array, Namespace
 from .base import Layer, Mode, Result, RowShape
 
-__all__ = ["Add", "Mul"]
+__all__ = ["Add", "Arithmetic", "Mul"]
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Result(NamedTuple):
     buffers: Mapping[str, Array] = {}
 
 
+@dataclass(frozen=True)
 class Layer:
     """Base of all layers. A layer of your own is a frozen dataclass that overrides `forward` and `backward`.
 
@@ -83,7 +84,7 @@ class Layer:
         """The class and the options that differ from their defaults."""
         given = [
             f"{f.name}={getattr(self, f.name)!r}"
-            for f in fields(self)  # type: ignore[arg-type]  # every concrete layer is a dataclass
+            for f in fields(self)
             if getattr(self, f.name) != f.default
         ]
         return f"{type(self).__name__}({', '.join(given)})"

@@ -14,7 +14,18 @@ from ..errors import DTypeError, ShapeError, XBPError
 from . import shapes
 from .shapes import Dim, Shape
 
-__all__ = ["DEVICE", "DTYPES", "Operation", "Record", "RecordedArray", "RecordedDType", "RecordingError"]
+__all__ = [
+    "DEVICE",
+    "DTYPES",
+    "Operation",
+    "Record",
+    "RecordedArray",
+    "RecordedDType",
+    "RecordingDevice",
+    "RecordingError",
+    "as_scalar",
+    "promoted",
+]
 
 
 class RecordingError(XBPError, TypeError):

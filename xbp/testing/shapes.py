@@ -13,7 +13,25 @@ from typing import Any, SupportsIndex
 
 from ..errors import ShapeError
 
-__all__ = ["Axis", "Dim", "Shape"]
+__all__ = [
+    "Axis",
+    "Dim",
+    "Shape",
+    "as_axis",
+    "as_shape",
+    "broadcast",
+    "broadcast_to",
+    "concatenated",
+    "indexed",
+    "key_text",
+    "matmul",
+    "reduced",
+    "reduced_axes",
+    "reshaped",
+    "same",
+    "stacked",
+    "text",
+]
 
 Shape = tuple[int, ...]
 Axis = int | tuple[int, ...] | None
