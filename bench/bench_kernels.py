@@ -130,7 +130,7 @@ KERNELS = [
     Kernel("mean_squared_error", mean_squared_error, numbers),
     Kernel("mean_absolute_error", mean_absolute_error, numbers),
     Kernel("huber", huber, numbers, {"delta": 1.0}),
-    Kernel("quantile", quantile, numbers, {"q": 0.3}),
+    Kernel("quantile", quantile, numbers, {"q": (0.3,)}),
     Kernel("poisson_nll", poisson_nll, counts),
     Kernel("gaussian_nll", gaussian_nll, halves),
 ]

@@ -25,7 +25,9 @@ BLOCK = 1 << 24  # entries of a memory map that are looked at together
 def host_or_own(name: str, value: Any, backend: Backend) -> Any:
     """`value` itself where the backend owns it, else as a NumPy array; `DTypeError` for other libraries' arrays."""
     if isinstance(value, np.ma.MaskedArray):
-        raise DataError(f"{name} is a masked array, whose mask would be lost. Fill its gaps first: {name}.filled(value).")
+        raise DataError(
+            f"{name} is a masked array; its mask would be lost. Fill its gaps first ({name}.filled(value))."
+        )
     if isinstance(value, np.matrix):
         value = np.asarray(value)  # its * is a matrix product
     if backend.owns(value):

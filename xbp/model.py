@@ -33,7 +33,7 @@ CLASSES: dict[str, type] = {**LAYERS, **{type(i).__name__: type(i) for i in BY_N
 def check_dtype(dtype: Any) -> str:
     """The name of a dtype that networks can have."""
     try:
-        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        name = dtype if isinstance(dtype, str | None) else np.dtype(dtype).name  # np.dtype(None) would be float64
     except TypeError:
         name = str(dtype).rpartition(".")[2]  # torch.float32, array_api_strict.float32
     if name not in ("float32", "float64"):

@@ -121,6 +121,7 @@ def forward(
         for v in node.inputs:
             if plan.last_use.get(v) == node.name:
                 values.pop(v, None)
+        del result  # with its cache, which would otherwise live through the next layer's forward
     return Passed(values[plan.output], caches, after)
 
 
@@ -220,8 +221,8 @@ def _check_use(plan: Plan) -> None:
             read.update(node.inputs)
         elif node.params:
             raise ShapeError(
-                f"The output {plan.output!r} does not depend on node {node.name!r}, so its parameters could never learn. "
-                "Remove the node, or let the output read it."
+                f"The output {plan.output!r} does not depend on node {node.name!r}, whose parameters could not learn "
+                "then. Remove the node, or let the output read it."
             )
 
 

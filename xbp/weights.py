@@ -58,7 +58,7 @@ class Weights:
         self.version += 1
 
 
-class _KeyUnknown(NameUnknown, KeyError):
+class _UnknownKeyError(NameUnknown, KeyError):
     """A name that a mapping does not have: a `KeyError`, as every mapping raises, and an error of xbp."""
 
     __str__ = Exception.__str__  # KeyError shows the repr of its message
@@ -81,7 +81,7 @@ class ArrayMap(MutableMapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         arrays = self._now()
         if name not in arrays:
-            raise _KeyUnknown(unknown_name_text(self._kind, name, arrays))
+            raise _UnknownKeyError(unknown_name_text(self._kind, name, arrays))
         return arrays[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -107,7 +107,7 @@ class ArrayMap(MutableMapping[str, Array]):
 
     def _checked(self, name: str, value: Any, held: Mapping[str, Array]) -> Array:
         if name not in held:
-            raise _KeyUnknown(unknown_name_text(self._kind, name, held))
+            raise _UnknownKeyError(unknown_name_text(self._kind, name, held))
         backend, old = self._weights.backend, held[name]
         library = backend.library_of(value)
         if not backend.owns(value):

@@ -79,7 +79,7 @@ def _introduce(session: Session, path: Path) -> None:
     note(f"backend: {model.backend.name} on {model.backend.device}, engine {trainer.engine}, {model.dtype}")
     if trainer.epoch:
         note(f"going on after epoch {trainer.epoch}")
-    if path.exists():
+    if path.exists() and not trainer.epoch:
         note(f"{path} will be replaced")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend, get_backend
-from ..data import open_rows
+from ..data import Rows, open_rows
 from ..errors import DTypeError, GradientError
 from ..losses import Loss
 from ..model import Model
@@ -129,35 +129,34 @@ def check_gradients(
     """
     if entries < 1:
         raise ValueError(f"check_gradients: entries must be at least 1; it is {entries!r}.")
-    rows = open_rows(model, loss, x, t, sample_weight)
-    batch = next(iter(rows.chunks(rows.n)))
-    inputs = dict(batch[0]) if isinstance(batch[0], Mapping) else {model.plan.inputs[0]: batch[0]}
-    parts = (dict(model.params), inputs, dict(model.buffers), batch[1], batch[2])
-    dtype, reference = "float64", model.backend
-    try:
-        model.backend.dtype("float64")
-    except DTypeError:
-        dtype, reference = "float32", get_backend("numpy")
-    found = _Function(model, loss, train, model.backend, dtype, parts)
-    truth = found if dtype == "float64" else _Function(model, loss, train, reference, "float64", parts)
-    allowed = TOLERANCE[dtype] if tolerance is None else tolerance
-    if not allowed > 0:
+    if tolerance is not None and not tolerance > 0:
         raise ValueError(f"check_gradients: tolerance must be above 0; it is {tolerance!r}.")
-    gradients = found.gradients()
-    value = truth.value({})
-    rng = np.random.default_rng(seed)
-    report = GradientReport(
-        tuple(
-            _row(name, gradients[name], truth, value, allowed, dtype, entries, rng)
+    with model.backend.active():
+        found, truth = _both(model, loss, train, open_rows(model, loss, x, t, sample_weight))
+        allowed = TOLERANCE[found.dtype] if tolerance is None else tolerance
+        gradients, value, rng = found.gradients(), truth.value({}), np.random.default_rng(seed)
+        rows = tuple(
+            _row(name, gradients[name], truth, value, allowed, found.dtype, entries, rng)
             for name in (*found.params, *found.inputs)
-        ),
-        allowed,
-        dtype,
-        model.backend.name,
-    )
+        )
+    report = GradientReport(rows, allowed, found.dtype, model.backend.name)
     if raise_on_failure and not report.ok:
         raise GradientError(f"The gradient of {report.worst.name!r} is wrong.\n{report}")
     return report
+
+
+def _both(model: Model, loss: Loss, train: bool, rows: Rows) -> tuple[_Function, _Function]:
+    """Whose gradients are checked, and what takes the differences: the same, or NumPy where there is no float64."""
+    batch = next(iter(rows.chunks(rows.n)))
+    inputs = dict(batch[0]) if isinstance(batch[0], Mapping) else {model.plan.inputs[0]: batch[0]}
+    parts = (dict(model.params), inputs, dict(model.buffers), batch[1], batch[2])
+    try:
+        model.backend.dtype("float64")
+    except DTypeError:
+        found = _Function(model, loss, train, model.backend, "float32", parts)
+        return found, _Function(model, loss, train, get_backend("numpy"), "float64", parts)
+    found = _Function(model, loss, train, model.backend, "float64", parts)
+    return found, found
 
 
 class _Function:
@@ -168,7 +167,7 @@ class _Function:
     ) -> None:
         self.plan, self.loss, self.train, self.backend, self.xp = model.plan, loss, train, backend, backend.xp
         self.keys = model._keys(0) if train else None
-        self._own, self._dtype = model.backend, dtype
+        self._own, self.dtype = model.backend, dtype
         params, inputs, buffers, t, w = parts
         self.params, self.inputs, self.buffers = (
             {name: self._taken(a) for name, a in part.items()} for part in (params, inputs, buffers)
@@ -179,8 +178,8 @@ class _Function:
         """An array of the model's as one of this backend; what is floating in this dtype."""
         floating = self._own.xp.isdtype(a.dtype, "real floating")
         if self.backend is not self._own:
-            return self.backend.asarray(self._own.to_host(a), self._dtype if floating else None)
-        return self.xp.astype(a, self.backend.dtype(self._dtype)) if floating else a
+            return self.backend.asarray(self._own.to_host(a), self.dtype if floating else None)
+        return self.xp.astype(a, self.backend.dtype(self.dtype)) if floating else a
 
     def array(self, name: str) -> Array:
         return self.params[name] if name in self.params else self.inputs[name]
