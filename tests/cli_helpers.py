@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("typer", reason="the command line needs the extra: pip install 'xbp[cli]'")
-from typer.testing import CliRunner, Result  # noqa: E402  # after the reason to skip
+from typer.testing import CliRunner, Result  # after the reason to skip
 
-from xbp.cli import app  # noqa: E402
+from xbp.cli import app
 
 SMALL = ("--hidden", "16", "--epochs", "3")
 TREES = ("ash", "birch", "cedar")
@@ -34,7 +34,7 @@ def run_json(*args: object, code: int = 0) -> dict:
 
 
 def refused(code: int, words: list[str], *args: object) -> None:
-    """The command ends with `code`, says the words on standard error, in one message, and nothing on standard output."""
+    """The command ends with `code`, with the words in one message on standard error, nothing on standard output."""
     result = run(*args, code=code)
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
@@ -52,7 +52,7 @@ def write_trees(path: Path, n: int = 240, seed: int = 0) -> Path:
 
 
 def write_prices(path: Path, n: int = 300, seed: int = 0) -> Path:
-    """A CSV file with a number to predict, far from 0 and of a large spread: 1000 (5 + 3 a - 2 b + sin 3 c), and noise."""
+    """A CSV file with a number to predict, far from 0 and wide: 1000 (5 + 3 a - 2 b + sin 3 c), and noise."""
     rng = np.random.default_rng(seed)
     a, b, c = rng.normal(size=(3, n))
     price = 1000.0 * (5.0 + 3.0 * a - 2.0 * b + np.sin(3.0 * c) + 0.1 * rng.normal(size=n))

@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from cli_helpers import SMALL, refused, run, run_json, write_prices, write_trees
-from dataset_files import write_idx
 
+from cli_helpers import SMALL, refused, run, run_json, write_csv, write_prices, write_trees
+from dataset_files import write_idx
 from xbp import Network, Trainer
 from xbp.cli.console import plain
 from xbp.cli.threads import SMALL as SMALL_PRODUCT
@@ -29,7 +29,7 @@ def here(tmp_path, monkeypatch):
 def test_digits_are_learnt_with_the_defaults(seed, tmp_path):
     found = run_json("train", "digits", "--seed", seed, "--quiet")
     assert found["test_accuracy"] >= 0.97
-    assert KEYS <= set(found)
+    assert set(found) >= KEYS
     assert found["model"] == "digits.safetensors"
     assert (tmp_path / "digits.safetensors").exists()
     assert found["epochs"] == 60
@@ -115,10 +115,13 @@ def test_resume_at_the_end_of_a_schedule_asks_for_a_rate():
 def test_resume_refuses_data_of_another_kind(tmp_path):
     run("train", write_trees(tmp_path / "trees.csv"), "--target", "tree", *SMALL, "--quiet")
     before = (tmp_path / "trees.safetensors").read_bytes()
+    resume = ("--resume", "trees.safetensors")
     prices = write_prices(tmp_path / "prices.csv")
-    refused(
-        1, ["girth", "height", "not there"], "train", prices, "--target", "price", "--resume", "trees.safetensors"
+    refused(1, ["'price' holds", "is no class"], "train", prices, "--target", "price", *resume)
+    leaves = write_csv(
+        tmp_path / "leaves.csv", ["length", "girth", "tree"], [(i, i % 7, ["ash", "oak"][i % 2]) for i in range(40)]
     )
+    refused(1, ["needs the columns 'height'", "not there"], "train", leaves, *resume)
     assert (tmp_path / "trees.safetensors").read_bytes() == before
 
 
@@ -127,8 +130,8 @@ def test_patience_cuts_validation_rows_from_the_training_part():
     found = json.loads(result.stdout)
     assert found["stop_reason"] == "early_stopping"
     assert found["epochs"] < 60
-    assert (found["rows"], found["test_rows"]) == (1438 - 143, 359)
-    assert "143 to validate" in result.stderr
+    assert (found["rows"], found["test_rows"]) == (1438 - 145, 359)  # a tenth of each class, rounded
+    assert "145 to validate" in result.stderr
     epoch = next(line for line in result.stderr.splitlines() if line.startswith("epoch"))
     assert "validation accuracy" in epoch
     assert "test" not in epoch
@@ -137,8 +140,10 @@ def test_patience_cuts_validation_rows_from_the_training_part():
 
 
 def test_plateau_lowers_the_rate_and_validates_on_rows_of_its_own():
-    found = run_json("train", "digits", "--hidden", "8", "--schedule", "plateau", "--lr", 0.2, "--epochs", 12, "--quiet")
-    assert found["rows"] == 1438 - 143
+    found = run_json(
+        "train", "digits", "--hidden", "8", "--schedule", "plateau", "--lr", 0.2, "--epochs", 12, "--quiet"
+    )
+    assert found["rows"] == 1438 - 145
     rates = Trainer.load("digits.safetensors", backend="numpy").history["lr"]
     assert rates[0] == 0.2
     assert rates[-1] < 0.2
@@ -152,7 +157,9 @@ def test_the_time_limit_stops_within_an_epoch():
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "exponential", "cosine", "onecycle", "warmup"])
 def test_every_schedule_learns(schedule):
-    found = run_json("train", "digits", "--hidden", "32", "--epochs", 8, "--schedule", schedule, "--lr", 0.01, "--quiet")
+    found = run_json(
+        "train", "digits", "--hidden", "32", "--epochs", 8, "--schedule", schedule, "--lr", 0.01, "--quiet"
+    )
     assert found["test_accuracy"] > 0.85
 
 

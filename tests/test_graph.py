@@ -1,4 +1,4 @@
-"""Graphs: the article's, values read twice, every order of the nodes, random ones against differences, and in chunks."""
+"""Graphs: the article's, values read twice, every order of the nodes, and random ones against differences."""
 
 from __future__ import annotations
 

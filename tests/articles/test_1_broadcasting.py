@@ -20,7 +20,7 @@ from run_in import few_shapes, over
 import xbp
 from xbp.kernels import add, affine, mul, relu, sigmoid, softmax
 from xbp.layers.base import Result
-from xbp.testing import assert_close, numerical_gradient
+from xbp.testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = by_hand.TOLERANCE
@@ -73,7 +73,7 @@ def test_forward_makes_one_output_and_backward_a_gradient_for_each_input_of_its_
     grads = found if isinstance(found, tuple) else (found,)
     assert [g.shape for g in grads] == shapes
     for i, g in enumerate(grads):
-        numeric = numerical_gradient(
+        numeric = xbp.numerical_gradient(
             lambda a, i=i: float(np.sum(dy * kernel.forward(*inputs[:i], a, *inputs[i + 1 :], xp=np)[0])), inputs[i]
         )
         assert by_hand.relative_error(space.get(g), numeric) < (1e-5 if space.dtype == "float32" else 1e-8)
@@ -91,7 +91,7 @@ def test_backward_steps_one_after_the_other_are_the_chain_rule():
     dx, _, _ = affine.backward(relu.backward(softmax.backward(dy, c3, xp=np), c2, xp=np), c1, xp=np)
 
     def jacobian(f, at):
-        rows = [numerical_gradient(lambda v, i=i: f(v).ravel()[i], at).ravel() for i in range(f(at).size)]
+        rows = [xbp.numerical_gradient(lambda v, i=i: f(v).ravel()[i], at).ravel() for i in range(f(at).size)]
         return np.array(rows)
 
     stages = [
@@ -293,6 +293,31 @@ def test_gradients_are_compared_by_absolute_value_and_relative_to_their_size(spa
         for wrong, desired in ((negative, right), (doubled, right), (-right, right), (half, small)):
             with pytest.raises(AssertionError):
                 compare(wrong, desired)
+
+
+@dataclass(frozen=True)
+class Wrong(xbp.Affine):
+    """An affine layer whose gradients by W and b are both wrong by a factor."""
+
+    factor: float = 1.0
+
+    def backward(self, dy, cache, /, **options):
+        dx, grads = super().backward(dy, cache, **options)
+        return dx, {name: g * self.factor for name, g in grads.items()}
+
+
+@ids("S1-20", "B1-03", "B1-05")
+@few_shapes
+def test_the_check_of_xbp_compares_every_gradient_by_name_and_sees_errors_of_either_sign(space, network):
+    rng = np.random.default_rng(0)
+    x, t = space.put(rng.normal(size=(6, 4))), space.put(rng.normal(size=(6, 2)))
+    for at, factor in ((None, 1.0), (0, 1.002), (0, 0.998), (2, -1.0), (2, 0.0)):
+        factors = [factor if at == i else 1.0 for i in (0, 2)]
+        net = network([Wrong(4, 3, factor=factors[0]), xbp.Tanh(), Wrong(3, 2, factor=factors[1])])
+        report = xbp.check_gradients(net, x, t, loss=xbp.MeanSquaredError())
+        wrong = [row.name for row in report.rows if not row.ok]
+        assert wrong == ([] if at is None else [f"{at}.W", f"{at}.b"])
+        assert [row.name for row in report.rows] == ["0.W", "0.b", "2.W", "2.b", "x"]
 
 
 @ids("B1-07", "B1-10")

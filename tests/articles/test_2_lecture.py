@@ -16,7 +16,7 @@ from run_in import few_shapes
 
 import xbp
 from xbp.layers.base import Result
-from xbp.testing import assert_close, numerical_gradient
+from xbp.testing import assert_close
 
 LAYERS = [xbp.Affine(5, 8), xbp.Tanh(), xbp.Affine(8, 6), xbp.Tanh(), xbp.Affine(6, 3)]
 LOSS = xbp.SoftmaxCrossEntropy()
@@ -93,9 +93,11 @@ def test_the_derivative_is_the_limit_of_the_quotient_of_differences_and_must_exi
     quotients = [(np.exp(x + h) - np.exp(x)) / h for h in (1e-1, 1e-2, 1e-3, 1e-4)]
     errors = np.abs(np.array(quotients) - np.exp(x))
     assert np.allclose(errors[:-1] / errors[1:], 10.0, rtol=0.1)  # ten times nearer with a tenth of the step
-    central = [abs(float(numerical_gradient(np.exp, np.asarray(x), step=h)) - np.exp(x)) for h in (1e-1, 1e-2, 1e-3)]
+    central = [
+        abs(float(xbp.numerical_gradient(np.exp, np.asarray(x), step=h)) - np.exp(x)) for h in (1e-1, 1e-2, 1e-3)
+    ]
     assert np.allclose(np.divide(central[:-1], central[1:]), 100.0, rtol=0.1)  # with steps both ways, a hundred times
-    assert abs(float(numerical_gradient(np.exp, np.asarray(x))) - np.exp(x)) < 1e-9
+    assert abs(float(xbp.numerical_gradient(np.exp, np.asarray(x))) - np.exp(x)) < 1e-9
 
     left, right = (float((xbp.relu(np.array(h)) - xbp.relu(np.array(0.0))) / h) for h in (-1e-6, 1e-6))
     assert (left, right) == (0.0, 1.0)  # no limit at the kink
@@ -109,8 +111,8 @@ def test_the_lectures_first_functions(space):
     rtol = 1e-9 if space.dtype == "float64" else 1e-3
     for x in (-2.0, 0.5, 3.0):
         at = space.put(np.asarray(x))
-        assert_close(numerical_gradient(lambda v: 2.0 * v * v, at), np.asarray(4.0 * x), space, rtol=rtol)
-        assert_close(numerical_gradient(lambda v: 3.0 * v, at), np.asarray(3.0), space, rtol=rtol)
+        assert_close(xbp.numerical_gradient(lambda v: 2.0 * v * v, at), np.asarray(4.0 * x), space, rtol=rtol)
+        assert_close(xbp.numerical_gradient(lambda v: 3.0 * v, at), np.asarray(3.0), space, rtol=rtol)
     assert float(3.0 * at) == 9.0
 
 
@@ -124,10 +126,10 @@ def test_partial_derivatives_vary_one_variable_and_hold_the_others(space, graph)
         return 3.0 * v[0] + 2.0 * v[1]
 
     rtol = 1e-9 if space.dtype == "float64" else 1e-3
-    assert_close(numerical_gradient(z, space.put(at)), np.array([3.0, 2.0]), space, rtol=rtol)
+    assert_close(xbp.numerical_gradient(z, space.put(at)), np.array([3.0, 2.0]), space, rtol=rtol)
     assert [list(v != at.astype(v.dtype)) for v in seen] == [[True, False]] * 2 + [[False, True]] * 2
     assert_close(
-        numerical_gradient(lambda v: space.xp.sum(v * v), space.put(at)), 2.0 * at, space, rtol=rtol
+        xbp.numerical_gradient(lambda v: space.xp.sum(v * v), space.put(at)), 2.0 * at, space, rtol=rtol
     )  # x^2 + y^2
 
     g = graph(
@@ -190,8 +192,8 @@ def test_the_chain_rule_in_both_notations_on_the_cosine_of_x_squared_minus_one(s
     assert_close(slopes["x"], -np.sin(x**2 - 1.0) * 2.0 * x, space, atol=atol)
     # dy/dx = dy/du du/dx, with dy/du readable at the node; and f'(g(x)) g'(x), both factors by differences.
     assert_close(g.node_grads["u"], -np.sin(x**2 - 1.0), space, atol=atol)
-    outer = numerical_gradient(lambda u: float(np.sum(np.cos(u))), x**2 - 1.0)
-    inner = numerical_gradient(lambda v: float(np.sum(v**2 - 1.0)), x)
+    outer = xbp.numerical_gradient(lambda u: float(np.sum(np.cos(u))), x**2 - 1.0)
+    inner = xbp.numerical_gradient(lambda v: float(np.sum(v**2 - 1.0)), x)
     assert_close(slopes["x"], outer * inner, space, rtol=1e-5, atol=1e-5)
 
 
@@ -200,7 +202,11 @@ def test_the_gradient_of_the_loss_over_all_weights_is_that_of_numerical_differen
     net = xbp.Network(LAYERS, backend="numpy", dtype="float64", seed=1)
     f, at, gradient = flat_loss(net, *rows())
     assert gradient.shape == (5 * 8 + 8 + 8 * 6 + 6 + 6 * 3 + 3,)
-    assert by_hand.relative_error(gradient, numerical_gradient(f, at)) < 1e-8
+    assert by_hand.relative_error(gradient, xbp.numerical_gradient(f, at)) < 1e-8
+    report = xbp.check_gradients(net, *rows(), loss=LOSS)
+    assert report.ok
+    assert [row.name for row in report.rows] == [*net.params, "x"]
+    assert {(row.entries, row.kinks) for row in report.rows} == {(a.size, 0) for a in (*net.params.values(), rows()[0])}
 
 
 # Learning.

@@ -4,6 +4,6 @@ Each command is a module of its own, a thin one: it reads options, calls the lib
 What runs is the same as in Python, and a model that the command line trained opens there.
 """
 
-from .app import app
+from .commands import app
 
 __all__ = ["app"]

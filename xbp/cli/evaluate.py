@@ -9,7 +9,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import typer
@@ -61,21 +61,22 @@ def predict(model: Path, source: str, out: Path | None, backend: str, device: st
     y = trainer.model.backend.to_host(trainer.model.predict(x))
     said = answers(recipe, trainer.loss, y)
     if out is None:
-        _write_csv(said, sys.stdout)
+        sys.stdout.write(_csv_text(said))
         return
     if out.suffix.lower() == ".npz":
         arrays: dict[str, Any] = _arrays(recipe, said)
         _replace(out, lambda file: np.savez(file, **arrays))
     else:
-        _replace(out, lambda file: _write_csv(said, io.TextIOWrapper(file, "utf-8", newline="", write_through=True)))
+        _replace(out, lambda file: file.write(_csv_text(said).encode()))
     note(f"{len(x):,} predictions written to {out}")
 
 
-def _write_csv(said: Answers, file: IO[str]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
+def _csv_text(said: Answers) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(said.columns)
     writer.writerows(zip(*(_cells(column) for column in said.columns.values()), strict=True))
-    file.flush()
+    return text.getvalue()
 
 
 def _cells(column: np.ndarray) -> list[Any]:

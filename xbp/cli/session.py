@@ -183,7 +183,7 @@ def _trainer(o: Options, recipe: Recipe, data: Dataset, loss: Loss, backend: Bac
         activation_of_text(o.activation or ACTIVATION),
         DROPOUT[recipe.task] if o.dropout is None else o.dropout,
     )
-    n = len(data.x) - round(recipe.validation * len(data.x))
+    n = len(data.x) - (int(_validation_rows(recipe, data.t).sum()) if recipe.validation else 0)
     rule = o.optimizer or OPTIMIZER
     rate = schedule_of(
         recipe.schedule, o.lr, rule, recipe.epochs, -(-n // recipe.batch_size), usual_epochs(len(data.x))
