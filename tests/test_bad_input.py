@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from training_helpers import BACKENDS, assert_same, backend_or_skip, blobs, classifier, host, trainer_for
 
 import xbp
+from training_helpers import BACKENDS, assert_same, backend_or_skip, blobs, classifier, host, trainer_for
 
 X, T = blobs(20)
 

@@ -85,13 +85,12 @@ def test_check_names_a_wrong_gradient(monkeypatch):
     assert not found["ok"]
 
 
-@pytest.mark.filterwarnings("ignore:This machine is busy", "default:.*is busy")
+@pytest.mark.filterwarnings("default:.*is busy")
 def test_bench_prints_a_table():
     common = ("bench", "--backend", "numpy", "--case", "tiny", "--seconds", 0.01)
-    lines = run(*common).stdout.splitlines()
-    assert lines[0].split()[:3] == ["network", "backend", "engine"]
-    assert lines[1].split()[:3] == ["tiny", "numpy", "eager"] or lines[1].startswith("tiny")
-    assert run(*common, "--markdown").stdout.startswith("| network")
+    head, _, row = run(*common, "--markdown").stdout.splitlines()
+    assert head.startswith("| network")
+    assert row.split()[1:6:2] == ["tiny", "numpy", "eager"]
     found = run_json(*common)
     assert found["results"][0]["backend"] == "numpy"
     assert found["versions"]["numpy"] == np.__version__

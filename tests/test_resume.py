@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from training_helpers import BACKENDS, assert_same, backend_or_skip, blobs, classifier, host, line, trainer_for
 
 import xbp
+from training_helpers import BACKENDS, assert_same, backend_or_skip, blobs, classifier, host, line, trainer_for
 from xbp.callbacks import EarlyStopping, ReduceLROnPlateau
 from xbp.schedules import Cosine, WarmUp
 
@@ -84,7 +84,10 @@ def test_the_file_is_safetensors_that_others_read_and_json_that_people_read(tmp_
 
 def test_a_graph_comes_back(tmp_path):
     graph = xbp.Graph(
-        {"h": (xbp.Affine(6, 5), "x"), "s": (xbp.Add(), "h", "g"), "g": (xbp.Tanh(), "h"), "y": (xbp.Affine(5, 3), "s")},
+        {
+            "h": (xbp.Affine(6, 5), "x"), "s": (xbp.Add(), "h", "g"),
+            "g": (xbp.Tanh(), "h"), "y": (xbp.Affine(5, 3), "s"),
+        },
         inputs=["x"], output="y", backend="numpy",
     )  # fmt: skip
     x, t = blobs()

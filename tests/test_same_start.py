@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from training_helpers import BACKENDS, assert_same, backend_or_skip, blobs, host
 
 import xbp
+from training_helpers import BACKENDS, assert_same, backend_or_skip, blobs, host
 from xbp.layers import Mode
 
 LAYERS = [xbp.Affine(6, 32), xbp.ReLU(), xbp.Dropout(0.3), xbp.Affine(32, 16), xbp.Tanh(), xbp.Affine(16, 3)]

@@ -69,9 +69,7 @@ def _settings(trainer: Any) -> dict[str, Any]:
     }
 
 
-def load(
-    cls: Any, path: str | Path, backend: str | Backend, engine: str | None, custom: Mapping[str, type]
-) -> Any:
+def load(cls: Any, path: str | Path, backend: str | Backend, engine: str | None, custom: Mapping[str, type]) -> Any:
     arrays, header = storage.read(path)
     settings = header.get("trainer")
     if settings is None:

@@ -140,7 +140,7 @@ def get_initializer(init: str | Initializer) -> Initializer:
     if not isinstance(init, str):
         if not callable(init):
             raise TypeError(
-                f"An initialiser is a name ({', '.join(BY_NAME)}) or a function of (generator, shape); it is {init!r:.80}."
+                f"An initialiser is a name ({', '.join(BY_NAME)}) or a function (generator, shape); it is {init!r:.80}."
             )
         return init
     if init not in BY_NAME:

@@ -140,7 +140,7 @@ class Optimizer:
                 plain_number(self, name, at_least=0, kind="a schedule, or a finite number")
             elif name == "decay" and not (value is None or callable(value) or isinstance(value, Collection)):
                 raise TypeError(
-                    f"{type(self).__name__}: decay is None, names of parameters or a predicate on them; it is {value!r}."
+                    f"{type(self).__name__}: decay is None, names of parameters, or a predicate; it is {value!r}."
                 )
 
 

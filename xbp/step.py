@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 from .losses import Loss
@@ -91,7 +92,7 @@ class Step:
         bounds = [n * i // pieces for i in range(pieces + 1)]
         whole = None if weight is None else _at_least_one(xp.sum(weight), xp)
         total: Gradients | None = None
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             w = None if weight is None else weight[start:stop]
             share: Scalar = (stop - start) / n if w is None or whole is None else xp.sum(w) / whole
             rows = rows_between(x, start, stop)

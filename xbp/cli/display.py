@@ -79,7 +79,7 @@ class Display(Callback):
         self._drawn = time.monotonic()
 
     def _say(self, line: Text) -> None:
-        if self._out.is_terminal:
+        if sys.stderr.isatty():
             self._out.print(line, soft_wrap=True)
         else:
             print(line.plain, file=sys.stderr, flush=True)  # as it is: whoever reads a log does not want it wrapped

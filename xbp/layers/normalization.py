@@ -85,7 +85,7 @@ class BatchNorm(_Norm):
             return Result(*frozen_norm.forward(x, g, b, mean, var, eps=self.eps, xp=xp))
         if x.shape[0] < 2:
             raise ShapeError(
-                f"BatchNorm cannot train on a batch of {x.shape[0]} row, which has no variance. Use batches of at least 2."
+                f"BatchNorm cannot train on a batch of {x.shape[0]} row, which has no variance; use at least 2 rows."
             )
         y, cache = batch_norm.forward(x, g, b, eps=self.eps, xp=xp)
         unbiased = batch_norm.unbiased(cache.v, x, xp=xp)
