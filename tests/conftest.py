@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 from xbp.errors import BackendUnavailable
 from xbp.testing import space as find_space
 from xbp.testing import spaces
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control starts background processes so; Ctrl-C is tested all the same, also in child processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "xbp",

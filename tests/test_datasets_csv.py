@@ -230,8 +230,8 @@ BROKEN = [
     ("a,kind\n1,0.5\n2,nan\n", ["line 3, column 'kind'", "'nan' is not a finite"]),
     ("a,b,kind\n1,2,\xe9\n".encode("latin-1"), ["not UTF-8", "0xe9"]),
     ("a,b,kind\n1,2,x\n".encode("utf-16"), ["not UTF-8", "0xff"]),
-    (gzip.compress(rows_text(50_000).encode())[:-200_000], ["cut off", "after line "]),
-    (gzip.compress(b"a,b,kind\n1,2,x\n")[:-8] + b"abcdefgh", ["packed data is damaged"]),
+    (gzip.compress(rows_text(50_000).encode(), mtime=0)[:-200_000], ["cut off", "after line "]),
+    (gzip.compress(b"a,b,kind\n1,2,x\n", mtime=0)[:-8] + b"abcdefgh", ["packed data is damaged"]),
 ]
 
 

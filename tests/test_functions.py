@@ -30,7 +30,7 @@ DESIRED = {
 
 @by_name
 def test_values_dtype_library_and_device_follow_the_argument(space, f):
-    for dtype in space.dtypes:
+    for dtype in space.dtypes[-1:] if space.name == "jax-x64" else space.dtypes:  # space jax has float32 already
         rtol = 1e-13 if dtype == "float64" else 3e-6
         assert_close(f(space.put(x.astype(dtype))), DESIRED[f](x), space, rtol=rtol, dtype=dtype)
 

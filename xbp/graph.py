@@ -56,7 +56,7 @@ class Graph(Model):
         accumulate        add to the gradients of the last backward instead of replacing them
         """
         wanted = self.plan.all_values() | (frozenset(self.plan.inputs) if input_gradient else frozenset())
-        slopes = self._backward(dy, wanted, accumulate)
+        slopes = self._backward(dy, wanted, accumulate, keep=True)
         self._node_grads = slopes
         if not input_gradient:
             return None

@@ -132,7 +132,7 @@ class Model:
         return passed.y
 
     @on_device
-    def _backward(self, dy: Any, wanted: frozenset[str], accumulate: bool) -> dict[str, Array]:
+    def _backward(self, dy: Any, wanted: frozenset[str], accumulate: bool, *, keep: bool = False) -> dict[str, Array]:
         if self._output is None:
             raise CacheEmpty(
                 "backward() needs a forward() before it: the cache is empty. One forward serves one backward, "
@@ -144,7 +144,7 @@ class Model:
                 f"dy must have the shape of the output, {tuple(self._output.shape)}; it has {tuple(dy.shape)}."
             )
         caches, self._cache, self._output = self._cache, {}, None
-        grads, slopes = backward(self.plan, caches, dy, wanted=wanted, xp=self.xp)
+        grads, slopes = backward(self.plan, caches, dy, wanted=wanted, xp=self.xp, keep=keep)
         grads = {name: grads[name] for name in self.params if name in grads}
         if accumulate and self._grads:
             grads = {name: self._grads[name] + g for name, g in grads.items()}

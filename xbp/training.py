@@ -296,7 +296,7 @@ class Trainer:
         self.stop_reason = "non_finite_loss"
         raise NonFiniteLoss(
             f"The loss became {values[bad[0]]} at step {bad[0] + 1} of epoch {self.epoch + 1}, with lr={rate:g}. "
-            "The weights from before that epoch are back in the model. Try a smaller lr, clip_norm=1.0, or scaled inputs."
+            "The weights from before that epoch are back in the model. Try a smaller lr, clip_norm, or scaled inputs."
         )
 
     # --- looking --------------------------------------------------------------------------------------------------

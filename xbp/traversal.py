@@ -132,8 +132,12 @@ def backward(
     *,
     wanted: frozenset[str],
     xp: Namespace,
+    keep: bool = False,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """(gradients of parameters, gradients of the wanted values), in reverse order.
+    """(gradients of parameters, gradients of values), in reverse order.
+
+    keep    also return the gradients of the values between; without it only those of the inputs, and each other one is
+            freed as soon as it has been used
 
     A value used several times gets the sum of its gradients. Each cache is taken out of `caches` as it is used, so that
     its arrays can be freed before the next layer's gradients are made.
@@ -145,7 +149,8 @@ def backward(
         if node.name not in slopes or node.name not in wanted:
             continue  # nothing below it is wanted, or nothing above it reads it
         needed = any(v in wanted for v in node.inputs)
-        dx, local = node.layer.backward(slopes[node.name], cache, xp=xp, input_gradient=needed)
+        arriving = slopes[node.name] if keep else slopes.pop(node.name)
+        dx, local = node.layer.backward(arriving, cache, xp=xp, input_gradient=needed)
         grads.update({f"{node.name}.{name}": g for name, g in local.items()})
         if not needed or dx is None:
             continue

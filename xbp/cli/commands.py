@@ -19,7 +19,7 @@ from .session import ACTIVATION, HIDDEN, OPTIMIZER, SCHEDULE, TEST_FRACTION, VAL
 from .train import Output
 from .train import train as run_training
 
-__all__ = ["app"]
+__all__ = ["app", "backends", "bench", "check", "evaluate", "main", "predict", "train"]
 
 DATA, NETWORK, TRAINING, MACHINE, OUTPUT = "Data", "Network", "Training", "Where it runs", "Output"
 
@@ -36,18 +36,18 @@ app = typer.Typer(
 )
 
 
-def option(panel: str, metavar: str, help: str, unset: object = None, **rest: Any) -> Any:
+def _option(panel: str, metavar: str, help: str, unset: object = None, **rest: Any) -> Any:
     """An option of a command; `unset` is what the help calls the default of one that is None unless given."""
     if unset is not None:
         help = f"{help} (default: {unset})"
     return typer.Option(help=help, rich_help_panel=panel, metavar=metavar, show_default=False, **rest)
 
 
-def flag(panel: str, name: str, help: str) -> Any:
+def _flag(panel: str, name: str, help: str) -> Any:
     return typer.Option(name, help=help, rich_help_panel=panel, show_default=False)
 
 
-def argument(name: str, help: str) -> Any:
+def _argument(name: str, help: str) -> Any:
     return typer.Argument(help=help, metavar=name, show_default=False)
 
 
@@ -55,25 +55,25 @@ LOSSES = f"{', '.join(LOSS_NAMES)}; with a value as in huber:0.5, quantile:0.1,0
 SHARE = {"min": 0.0, "max": 0.9}
 
 Source = Annotated[
-    str | None, argument("[SOURCE]", "digits, a folder of IDX files such as MNIST's, a .npz or .csv file")
+    str | None, _argument("SOURCE", "digits, a folder of IDX files such as MNIST's, a .npz or .csv file")
 ]
-Target = Annotated[str | None, option(DATA, "NAME", "column of a .csv to learn, or array of an .npz")]
-Model = Annotated[Path, argument("MODEL", "a model file that xbp train wrote")]
+Target = Annotated[str | None, _option(DATA, "NAME", "column of a .csv to learn, or array of an .npz")]
+Model = Annotated[Path, _argument("MODEL", "a model file that xbp train wrote")]
 Backend = Annotated[
     str,
-    option(
+    _option(
         MACHINE, "NAME", "numpy, cupy, torch, jax, ...; with a device as in cupy:1", "cupy, where it runs, or numpy"
     ),
 ]
-Device = Annotated[str | None, option(MACHINE, "NAME", "device, in the words of the backend's library")]
-Dtype = Annotated[str | None, option(NETWORK, "NAME", "float32 or float64", "float32")]
+Device = Annotated[str | None, _option(MACHINE, "NAME", "device, in the words of the backend's library")]
+Dtype = Annotated[str | None, _option(NETWORK, "NAME", "float32 or float64", "float32")]
 Json = Annotated[
-    bool, flag(OUTPUT, "--json", "one JSON object as the last line of standard output, all else on standard error")
+    bool, _flag(OUTPUT, "--json", "one JSON object as the last line of standard output, all else on standard error")
 ]
 
 
 @app.callback(invoke_without_command=True)
-def main(version: Annotated[bool, flag("Options", "--version", "Print the version and exit.")] = False) -> None:
+def main(version: Annotated[bool, _flag("Options", "--version", "Print the version and exit.")] = False) -> None:
     if version:
         show(f"xbp {metadata.version('xbp')}")
         raise typer.Exit
@@ -84,14 +84,14 @@ def train(
     source: Source = None,
     target: Target = None,
     task: Annotated[
-        str | None, option(DATA, "NAME", "classification or regression", "from --loss, or the data")
+        str | None, _option(DATA, "NAME", "classification or regression", "from --loss, or the data")
     ] = None,
     test_fraction: Annotated[
-        float | None, option(DATA, "SHARE", "of the rows, held out for the test", TEST_FRACTION, **SHARE)
+        float | None, _option(DATA, "SHARE", "of the rows, held out for the test", TEST_FRACTION, **SHARE)
     ] = None,
     validation: Annotated[
         float | None,
-        option(
+        _option(
             DATA,
             "SHARE",
             "of the training rows, held back to decide when to stop",
@@ -101,66 +101,70 @@ def train(
     ] = None,
     scale_targets: Annotated[
         bool | None,
-        option(
-            DATA, "", "train a regression on targets of mean 0 and deviation 1; results are in their own units", "yes"
+        typer.Option(
+            "--scale-targets/--raw-targets",
+            help="train a regression on targets of mean 0 and deviation 1, or as they are; the results are in their "
+            "own units (default: scale)",
+            rich_help_panel=DATA,
+            show_default=False,
         ),
     ] = None,
     hidden: Annotated[
-        str | None, option(NETWORK, "WIDTHS", "of the hidden layers, such as 512,256; or none", HIDDEN)
+        str | None, _option(NETWORK, "WIDTHS", "of the hidden layers, such as 512,256; or none", HIDDEN)
     ] = None,
     activation: Annotated[
-        str | None, option(NETWORK, "NAME", "relu, gelu, tanh, leaky_relu:0.2, ...", ACTIVATION)
+        str | None, _option(NETWORK, "NAME", "relu, gelu, tanh, leaky_relu:0.2, ...", ACTIVATION)
     ] = None,
     dropout: Annotated[
         float | None,
-        option(NETWORK, "SHARE", "of the hidden units, left out at random in training", "0.1; regression 0"),
+        _option(NETWORK, "SHARE", "of the hidden units, left out at random in training", "0.1; regression 0"),
     ] = None,
     dtype: Dtype = None,
     seed: Annotated[
-        int | None, option(NETWORK, "NUMBER", "draws weights, order, dropout and the rows held out", 0, min=0)
+        int | None, _option(NETWORK, "NUMBER", "draws weights, order, dropout and the rows held out", 0, min=0)
     ] = None,
-    loss: Annotated[str | None, option(TRAINING, "NAME", LOSSES, "from the data")] = None,
-    optimizer: Annotated[str | None, option(TRAINING, "NAME", "sgd, adagrad, rmsprop, adam, adamw", OPTIMIZER)] = None,
+    loss: Annotated[str | None, _option(TRAINING, "NAME", LOSSES, "from the data")] = None,
+    optimizer: Annotated[str | None, _option(TRAINING, "NAME", "sgd, adagrad, rmsprop, adam, adamw", OPTIMIZER)] = None,
     lr: Annotated[
-        float | None, option(TRAINING, "RATE", "the highest learning rate", "what suits the optimiser")
+        float | None, _option(TRAINING, "RATE", "the highest learning rate", "what suits the optimiser")
     ] = None,
     momentum: Annotated[
-        float | None, option(TRAINING, "SHARE", "of the last step of sgd, kept in the next", 0.9)
+        float | None, _option(TRAINING, "SHARE", "of the last step of sgd, kept in the next", 0.9)
     ] = None,
     weight_decay: Annotated[
-        float | None, option(TRAINING, "FACTOR", "L2, or decoupled in adamw", "0; adamw 0.01")
+        float | None, _option(TRAINING, "FACTOR", "L2, or decoupled in adamw", "0; adamw 0.01")
     ] = None,
     schedule: Annotated[
-        str | None, option(TRAINING, "NAME", f"of the learning rate: {', '.join(SCHEDULE_NAMES)}", SCHEDULE)
+        str | None, _option(TRAINING, "NAME", f"of the learning rate: {', '.join(SCHEDULE_NAMES)}", SCHEDULE)
     ] = None,
     epochs: Annotated[
         int | None,
-        option(TRAINING, "NUMBER", "how many, or how many more after --resume", "15; 60 or 200 for small data", min=1),
+        _option(TRAINING, "NUMBER", "how many, or how many more after --resume", "15; 60 or 200 for small data", min=1),
     ] = None,
-    batch_size: Annotated[int | None, option(TRAINING, "ROWS", "in a step", "128; 32 for small data", min=1)] = None,
-    clip_norm: Annotated[float | None, option(TRAINING, "NORM", "the largest norm of the gradients")] = None,
+    batch_size: Annotated[int | None, _option(TRAINING, "ROWS", "in a step", "128; 32 for small data", min=1)] = None,
+    clip_norm: Annotated[float | None, _option(TRAINING, "NORM", "the largest norm of the gradients")] = None,
     patience: Annotated[
         int | None,
-        option(
+        _option(
             TRAINING,
             "EPOCHS",
             "stop after so many without a better loss on validation rows; the best weights are kept",
             min=1,
         ),
     ] = None,
-    time_limit: Annotated[float | None, option(TRAINING, "SECONDS", "stop after so many", min=0.0)] = None,
+    time_limit: Annotated[float | None, _option(TRAINING, "SECONDS", "stop after so many", min=0.0)] = None,
     resume: Annotated[
-        Path | None, option(TRAINING, "MODEL", "go on with the training in this file, with its settings")
+        Path | None, _option(TRAINING, "MODEL", "go on with the training in this file, with its settings")
     ] = None,
     backend: Backend = "auto",
     device: Device = None,
-    engine: Annotated[str | None, option(MACHINE, "NAME", "how steps are run, see xbp backends", "the best")] = None,
+    engine: Annotated[str | None, _option(MACHINE, "NAME", "how steps are run, see xbp backends", "the best")] = None,
     out: Annotated[
-        Path | None, option(OUTPUT, "FILE", "the model", "NAME.safetensors, or the file of --resume")
+        Path | None, _option(OUTPUT, "FILE", "the model", "NAME.safetensors, or the file of --resume")
     ] = None,
-    plot: Annotated[Path | None, option(OUTPUT, "FILE", "curves of loss and accuracy, as .png, .svg or .pdf")] = None,
+    plot: Annotated[Path | None, _option(OUTPUT, "FILE", "curves of loss and accuracy, as .png, .svg or .pdf")] = None,
     json: Json = False,
-    quiet: Annotated[bool, flag(OUTPUT, "--quiet", "nothing but errors, and what --json asks for")] = False,
+    quiet: Annotated[bool, _flag(OUTPUT, "--quiet", "nothing but errors, and what --json asks for")] = False,
 ) -> None:
     """Train a network, test it on rows held out, and save it.
 
@@ -176,13 +180,11 @@ def train(
 @app.command()
 def evaluate(
     model: Model,
-    source: Annotated[
-        str | None, argument("[SOURCE]", "labelled data (default: what the model was trained on)")
-    ] = None,
+    source: Annotated[str | None, _argument("SOURCE", "labelled data (default: what the model was trained on)")] = None,
     target: Target = None,
     rows: Annotated[
         str,
-        option(
+        _option(
             DATA, "PART", "held-out: what the model was not trained on; all", "held-out if the data is its own, or all"
         ),
     ] = "auto",
@@ -197,8 +199,8 @@ def evaluate(
 @app.command()
 def predict(
     model: Model,
-    source: Annotated[str, argument("SOURCE", "data like the model's; its targets need not be there")],
-    out: Annotated[Path | None, option(OUTPUT, "FILE", "a .csv or .npz", "CSV on standard output")] = None,
+    source: Annotated[str, _argument("SOURCE", "data like the model's; its targets need not be there")],
+    out: Annotated[Path | None, _option(OUTPUT, "FILE", "a .csv or .npz", "CSV on standard output")] = None,
     backend: Backend = "auto",
     device: Device = None,
 ) -> None:
@@ -216,27 +218,27 @@ def backends(json: Json = False) -> None:
 def check(
     layers: Annotated[
         str | None,
-        option(
+        _option(
             NETWORK, "LAYERS", "such as 'affine:8-5 relu batch_norm dropout:0.2 affine:3', in place of the next five"
         ),
     ] = None,
-    inputs: Annotated[int, option(NETWORK, "NUMBER", "of columns", 10, min=1)] = 10,
-    hidden: Annotated[str, option(NETWORK, "WIDTHS", "of the hidden layers", "16,8")] = "16,8",
-    outputs: Annotated[int, option(NETWORK, "NUMBER", "of outputs", 4, min=1)] = 4,
-    activation: Annotated[str, option(NETWORK, "NAME", "relu, gelu, tanh, ...", "relu")] = "relu",
-    dropout: Annotated[float, option(NETWORK, "SHARE", "of the hidden units left out", 0)] = 0.0,
+    inputs: Annotated[int, _option(NETWORK, "NUMBER", "of columns", 10, min=1)] = 10,
+    hidden: Annotated[str, _option(NETWORK, "WIDTHS", "of the hidden layers", "16,8")] = "16,8",
+    outputs: Annotated[int, _option(NETWORK, "NUMBER", "of outputs", 4, min=1)] = 4,
+    activation: Annotated[str, _option(NETWORK, "NAME", "relu, gelu, tanh, ...", "relu")] = "relu",
+    dropout: Annotated[float, _option(NETWORK, "SHARE", "of the hidden units left out", 0)] = 0.0,
     dtype: Dtype = "float32",
-    seed: Annotated[int, option(NETWORK, "NUMBER", "draws weights and data", 0, min=0)] = 0,
-    loss: Annotated[str, option(TRAINING, "NAME", LOSSES, "softmax_cross_entropy")] = "softmax_cross_entropy",
-    batch_size: Annotated[int, option(TRAINING, "ROWS", "of data", 16, min=2)] = 16,
+    seed: Annotated[int, _option(NETWORK, "NUMBER", "draws weights and data", 0, min=0)] = 0,
+    loss: Annotated[str, _option(TRAINING, "NAME", LOSSES, "softmax_cross_entropy")] = "softmax_cross_entropy",
+    batch_size: Annotated[int, _option(TRAINING, "ROWS", "of data", 16, min=2)] = 16,
     entries: Annotated[
-        int, option(TRAINING, "NUMBER", "of entries of a larger array that are compared", 100, min=1)
+        int, _option(TRAINING, "NUMBER", "of entries of a larger array that are compared", 100, min=1)
     ] = 100,
     tolerance: Annotated[
-        float | None, option(TRAINING, "ERROR", "the largest relative one", "1e-6; 1e-4 where there is no float64")
+        float | None, _option(TRAINING, "ERROR", "the largest relative one", "1e-6; 1e-4 where there is no float64")
     ] = None,
     backend: Annotated[
-        str, option(MACHINE, "NAME", "a backend, or all, which is every one that runs here", "auto")
+        str, _option(MACHINE, "NAME", "a backend, or all, which is every one that runs here", "auto")
     ] = "auto",
     device: Device = None,
     json: Json = False,
@@ -262,13 +264,13 @@ def check(
 
 @app.command()
 def bench(
-    backend: Annotated[list[str] | None, option(MACHINE, "NAME", "may be given several times", "all that run")] = None,
+    backend: Annotated[list[str] | None, _option(MACHINE, "NAME", "may be given several times", "all that run")] = None,
     case: Annotated[
         list[str] | None,
-        option(MACHINE, "NAME", "tiny, book, mid, big, wide; may be given several times", "all that suit the backend"),
+        _option(MACHINE, "NAME", "tiny, book, mid, big, wide; may be given several times", "all that suit the backend"),
     ] = None,
-    seconds: Annotated[float, option(MACHINE, "SECONDS", "for each network, backend and engine", 1, min=0.001)] = 1.0,
-    markdown: Annotated[bool, flag(OUTPUT, "--markdown", "the table as Markdown")] = False,
+    seconds: Annotated[float, _option(MACHINE, "SECONDS", "for each network, backend and engine", 1, min=0.001)] = 1.0,
+    markdown: Annotated[bool, _flag(OUTPUT, "--markdown", "the table as Markdown")] = False,
     json: Json = False,
 ) -> None:
     """Time training steps of networks of fixed sizes, verified against float64 first, and print the table."""

@@ -72,7 +72,7 @@ def _unknown(kind: str, text: str, known: Mapping[str, Any] | tuple[str, ...]) -
     return message
 
 
-def of_text(kind: str, text: str, classes: Mapping[str, type[T]], option: str) -> T:
+def _of_text(kind: str, text: str, classes: Mapping[str, type[T]], option: str) -> T:
     """An instance from `name` or `name:value`."""
     word, colon, value = text.strip().partition(":")
     made = classes[known_name(kind, word, classes, option)]
@@ -109,7 +109,7 @@ def hidden_widths(text: str, option: str = "--hidden") -> tuple[int, ...]:
 
 
 def activation_of_text(text: str) -> Activation:
-    return of_text("activation", text, BENDING, "--activation")
+    return _of_text("activation", text, BENDING, "--activation")
 
 
 def hidden_layers(
@@ -154,7 +154,7 @@ def layers_of_text(text: str, option: str = "--layers") -> list[Layer]:
             with option_errors(option):
                 layers.append(SIZED[name](width))  # type: ignore[call-arg]  # both take a size
         else:
-            layers.append(of_text("layer", word, DROPPING_OR_BENDING, option))
+            layers.append(_of_text("layer", word, DROPPING_OR_BENDING, option))
     if not layers:
         raise typer.BadParameter("there are no layers in it.", param_hint=option)
     return layers
@@ -162,7 +162,7 @@ def layers_of_text(text: str, option: str = "--layers") -> list[Layer]:
 
 def loss_of_text(text: str) -> Loss:
     short = SHORT.get(text.strip().lower())
-    return of_text("loss", short or text, LOSS_NAMES, "--loss")
+    return _of_text("loss", short or text, LOSS_NAMES, "--loss")
 
 
 def optimizer_of(name: str, lr: float | Schedule, weight_decay: float | None, momentum: float | None) -> Optimizer:

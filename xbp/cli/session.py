@@ -44,11 +44,11 @@ TEST_FRACTION, VALIDATION = 0.2, 0.1
 SMALL, TINY = 10_000, 500  # rows; fewer of them need more epochs, and smaller batches, for as many steps
 
 
-def usual_epochs(rows: int) -> int:
+def _usual_epochs(rows: int) -> int:
     return 15 if rows >= SMALL else 60 if rows >= TINY else 200
 
 
-def usual_batch(rows: int) -> int:
+def _usual_batch(rows: int) -> int:
     return 128 if rows >= SMALL else 32
 
 
@@ -125,7 +125,7 @@ def begin(o: Options) -> Session:
     loss = loss or (SoftmaxCrossEntropy() if data.classes else MeanSquaredError())
     if classifies(loss) and not data.classes:
         raise typer.BadParameter(f"{o.loss} learns classes; --task regression has none.", param_hint="--loss")
-    wants = (o.patience is not None) or (o.schedule is not None and known_schedule(o.schedule) == "plateau")
+    wants = (o.patience is not None) or (o.schedule is not None and _known_schedule(o.schedule) == "plateau")
     recipe = Recipe(
         name=data.name,
         source=o.source,
@@ -141,9 +141,9 @@ def begin(o: Options) -> Session:
         test_fraction=fraction,
         held_out=fingerprint(data),
         validation=(VALIDATION if wants else 0.0) if o.validation is None else o.validation,
-        schedule=known_schedule(o.schedule or SCHEDULE),
-        batch_size=o.batch_size or usual_batch(rows),
-        epochs=o.epochs or usual_epochs(rows),
+        schedule=_known_schedule(o.schedule or SCHEDULE),
+        batch_size=o.batch_size or _usual_batch(rows),
+        epochs=o.epochs or _usual_epochs(rows),
     )
     trainer = _trainer(o, recipe, data, loss, backend)
     return _session(o, recipe, data, trainer, recipe.epochs)
@@ -160,7 +160,7 @@ def _check_options(o: Options) -> None:
         raise typer.BadParameter(f"must be above 0; it is {o.clip_norm!r}.", param_hint="--clip-norm")
 
 
-def known_schedule(text: str) -> str:
+def _known_schedule(text: str) -> str:
     return known_name("schedule", text, SCHEDULE_NAMES, "--schedule")
 
 
@@ -186,7 +186,7 @@ def _trainer(o: Options, recipe: Recipe, data: Dataset, loss: Loss, backend: Bac
     n = len(data.x) - (int(_validation_rows(recipe, data.t).sum()) if recipe.validation else 0)
     rule = o.optimizer or OPTIMIZER
     rate = schedule_of(
-        recipe.schedule, o.lr, rule, recipe.epochs, -(-n // recipe.batch_size), usual_epochs(len(data.x))
+        recipe.schedule, o.lr, rule, recipe.epochs, -(-n // recipe.batch_size), _usual_epochs(len(data.x))
     )
     optimizer = optimizer_of(rule, rate, o.weight_decay, o.momentum)
     network = Network(layers, backend=backend, dtype=recipe.dtype, seed=recipe.seed)
@@ -222,7 +222,7 @@ def resume(o: Options, path: Path) -> Session:
     _check_schedule(trainer, path, o.lr)
     data = recipe.load(o.source or recipe.source, o.target)
     rest = recipe.epochs - trainer.epoch
-    epochs = o.epochs or (rest if rest > 0 else usual_epochs(len(data.x)))
+    epochs = o.epochs or (rest if rest > 0 else _usual_epochs(len(data.x)))
     recipe = replace(recipe, batch_size=o.batch_size or recipe.batch_size, epochs=trainer.epoch + epochs)
     return _session(o, recipe, data, trainer, epochs)
 
