@@ -8,7 +8,6 @@ timed, and the time of the whole is that of the subset, multiplied. In float64, 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,7 +89,9 @@ def largest_difference(p: Problem, entries: Entries) -> float:
     return error
 
 
-def compare(blocks: int, accept: Callable[[float], bool], load: Callable[[], Any]) -> dict[str, Any]:
+def compare(
+    blocks: int, accept: Callable[[float], bool], load: Callable[[], Any], clock: Callable[[], float]
+) -> dict[str, Any]:
     """Both ways, verified and then timed in blocks that take turns; the time of all differences is extrapolated."""
     p = problem()
     entries = subset(p)
@@ -100,7 +101,7 @@ def compare(blocks: int, accept: Callable[[float], bool], load: Callable[[], Any
         for way, seconds in times.items():
             if len(seconds) == blocks:
                 continue
-            meanwhile, start = load(), time.perf_counter()
+            meanwhile, start = load(), clock()
             if way == "difference":
                 count = len(entries)
                 for name, i in entries:
@@ -109,7 +110,7 @@ def compare(blocks: int, accept: Callable[[float], bool], load: Callable[[], Any
                 count = 2 * len(entries)
                 for _ in range(count):
                     p.gradient()
-            took = time.perf_counter() - start
+            took = clock() - start
             if accept(meanwhile.others()):
                 seconds.append(took / count)
     one, other = (statistics.median(seconds) for seconds in times.values())

@@ -21,6 +21,7 @@ WAYS = {
     "step": "One training step, in µs",
     "fit": "The same step as part of an epoch of `fit`, shuffling included, in µs",
 }
+CLOCKS = {"wall": "", "cpu": " of CPU time, because the machine was shared"}
 
 Json = dict[str, Any]
 
@@ -78,16 +79,21 @@ def conditions(found: Json) -> str:
     blas = {
         f"{p['internal_api']} {p['version']} ({p['architecture']})" for p in settings["pools"] if p.get("architecture")
     }
+    threads = "one thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
     block = 1000 * settings["seconds"] / settings["blocks"]
-    return (
-        f"Commit {found['commit'] or 'unknown'}, {found['date'][:10]}. {machine['processor']}, {machine['cores']} "
-        f"cores, {settings['threads']} threads for every library; Python {found['versions']['python']}, "
-        f"{', '.join(f'{name} {v}' for name, v in libraries)}; {', '.join(sorted(blas))}. float32. "
-        f"Medians of {settings['blocks']} blocks of about {block:.0f} ms or a step; all take turns. In brackets "
-        f"the ratio to {settings['base']}, block by block, and the range of its middle half. Everyone starts from the "
-        "same weights, takes the same batches, and has first to give the losses that NumPy gives in float64, within "
-        f"1e-5. During {counted['disturbed']} of the {counted['accepted']} blocks other programs used more than "
-        f"{settings['quiet_below_cores']:g} cores. Times do not carry to another machine, ratios mostly do."
+    return " ".join(
+        [
+            f"Commit {found['commit'] or 'unknown'}, {found['date'][:10]}.",
+            f"{machine['processor']}, {machine['cores']} cores, {threads} for every library;",
+            f"Python {found['versions']['python']}, {', '.join(f'{name} {v}' for name, v in libraries)};",
+            f"{', '.join(sorted(blas))}. float32.",
+            f"Medians of {settings['blocks']} blocks of about {block:.0f} ms or a step{CLOCKS[settings['clock']]};",
+            f"all take turns. In brackets the ratio to {settings['base']}, block by block, and its middle half.",
+            "Everyone starts from the same weights, takes the same batches, and has first to give the losses that",
+            f"NumPy gives in float64, within 1e-5. During {counted['disturbed']} of the {counted['accepted']} blocks other",
+            f"programs used more than {settings['quiet_below_cores']:g} cores.",
+            "Times do not carry to another machine, ratios mostly do.",
+        ]
     )
 
 

@@ -12,7 +12,7 @@ from xbp.testing import space as find_space
 from xbp.testing import spaces
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell without job control starts background processes so; Ctrl-C is tested all the same, also in child processes.
+    # A shell without job control starts background processes so; Ctrl-C is tested all the same, in child processes too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(

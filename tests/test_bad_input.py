@@ -32,7 +32,7 @@ CASES = {
     "other number of targets": ((X, T[:-1]), xbp.ShapeError, r"20 rows.*\(19,\)"),
     "negative label": ((X, np.where(T == 0, -1, T)), xbp.LabelError, r"0 \.\.\. 2.*from -1 to 2"),
     "label too large": ((X, T + 1), xbp.LabelError, r"0 \.\.\. 2.*3 outputs.*from 1 to 3"),
-    "float labels": ((X, T.astype(float)), xbp.LabelError, "integers.*float64.*astype"),
+    "float labels": ((X, T.astype(float)), xbp.LabelError, "integers.*float.*astype"),
     "names as labels": ((X, np.array(["a", "b"])[T % 2]), xbp.LabelError, "<U1.*np.unique"),
     "probabilities of another width": ((X, np.ones((20, 4)) / 4), xbp.ShapeError, r"C = 3.*\(20, 4\)"),
     "probabilities that do not sum to 1": ((X, np.ones((20, 3))), xbp.LabelError, "sum to 1"),
@@ -149,3 +149,55 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     storage.write(tmp_path / "m", arrays, header)
     with pytest.raises(xbp.CheckpointError, match=r"os\.system.*custom="):
         xbp.Network.load(tmp_path / "m")
+
+
+def test_a_last_step_that_ruins_the_weights_is_noticed_in_its_own_epoch():
+    trainer = trainer_for(classifier(), optimizer=xbp.SGD(1e30))
+    before = host(trainer.model, trainer.model.params)
+    with np.errstate(all="ignore"), pytest.raises(xbp.NonFiniteLoss, match="after step 1 of epoch 1"):
+        trainer.fit(X, T, epochs=3, batch_size=20)
+    assert_same(before, host(trainer.model, trainer.model.params))
+    assert trainer.history == {}
+
+
+def test_the_smallest_int64_is_no_class():
+    with pytest.raises(xbp.LabelError, match="-9223372036854775808"):
+        trainer_for(classifier()).fit(X, np.full(20, -(2**63)))
+
+
+def test_masked_targets_are_refused():
+    with pytest.raises(xbp.DataError, match="masked"):
+        trainer_for(classifier()).fit(X, np.ma.array(T, mask=T == 0))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_streams_are_checked_batch_by_batch(name):
+    backend = backend_or_skip(name)
+
+    def fit(*batches, **options):
+        return trainer_for(classifier(backend)).fit(list(batches), **options)
+
+    own = backend.asarray(X), backend.asarray(T.astype(np.int32)), backend.asarray(np.ones(20, np.float32))
+    assert fit(own)["loss"] == pytest.approx(fit((X, T))["loss"])
+    for batch, error in (
+        ((X, T + 5), xbp.LabelError),
+        ((with_value(np.nan), T), xbp.DataError),
+        ((X, T, -np.ones(20)), xbp.DataError),
+    ):
+        with pytest.raises(error):
+            fit(batch)
+    with pytest.raises(xbp.DataError, match="sample_weight="):
+        fit((X, T), sample_weight=np.ones(20))
+    with pytest.raises(xbp.DataError, match="gave none"):
+        trainer_for(classifier(backend)).fit(iter([]))
+
+
+@pytest.mark.parametrize("rate", [-1.0, None, float("nan"), "a"])
+def test_a_schedule_that_gives_no_rate_is_named(rate):
+    with pytest.raises(ValueError, match="(?s)schedule.*at step 0"):
+        trainer_for(classifier(), optimizer=xbp.Adam(lambda step: rate)).fit(X, T)
+
+
+def test_decay_of_an_unknown_parameter_is_refused():
+    with pytest.raises(xbp.NameUnknown, match=r"decay=.*'9\.W'"):
+        trainer_for(classifier(), optimizer=xbp.Adam(weight_decay=0.1, decay=["9.W"]))

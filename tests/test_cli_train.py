@@ -140,13 +140,13 @@ def test_patience_cuts_validation_rows_from_the_training_part():
 
 
 def test_plateau_lowers_the_rate_and_validates_on_rows_of_its_own():
-    found = run_json(
-        "train", "digits", "--hidden", "8", "--schedule", "plateau", "--lr", 0.2, "--epochs", 12, "--quiet"
-    )
+    """At such a rate no weight changes, so no epoch is better than the first."""
+    common = ("train", "digits", "--hidden", "8", "--schedule", "plateau")
+    found = run_json(*common, "--lr", 1e-20, "--epochs", 8, "--quiet")
     assert found["rows"] == 1438 - 145
     rates = Trainer.load("digits.safetensors", backend="numpy").history["lr"]
-    assert rates[0] == 0.2
-    assert rates[-1] < 0.2
+    assert rates[0] == 1e-20
+    assert rates[-1] == pytest.approx(0.3e-20)
 
 
 def test_the_time_limit_stops_within_an_epoch():
@@ -211,7 +211,7 @@ def test_nothing_needs_to_be_held_out():
 def test_a_loss_that_is_not_finite_saves_the_last_good_weights(tmp_path):
     result = run("train", "digits", *SMALL, "--lr", 1e30, "--json", code=1)
     assert "The loss became" in result.stderr
-    assert "--clip-norm 1.0" in result.stderr
+    assert "--clip-norm" in result.stderr
     assert result.stdout == ""
     params = Network.load("digits.safetensors", backend="numpy").params
     assert all(np.isfinite(a).all() for a in params.values())

@@ -88,9 +88,7 @@ def test_unknown_names_get_the_nearest_when_the_layer_is_made():
     with pytest.raises(NameUnknown, match=r"Unknown initialiser 'zero'\. Did you mean 'zeros'\?"):
         xbp.Affine(2, 3, bias_init="zero")
     for wrong in (42, 0.01, np.zeros((2, 3))):
-        with pytest.raises(
-            TypeError, match=r"An initialiser is a name \(he, .*\) or a function of \(generator, shape\)"
-        ):
+        with pytest.raises(TypeError, match=r"An initialiser is a name \(he, .*\) or a function"):
             xbp.Affine(2, 3, init=wrong)
 
 

@@ -91,7 +91,7 @@ def test_the_ends_of_momentum_keep_nothing_and_everything(momentum, mean):
 def test_one_row_has_no_variance_and_is_refused_before_anything_changes(space):
     net = xbp.Network([xbp.BatchNorm(D)], backend=space.backend)
     x = space.put(np.ones((1, D), dtype=np.float32))
-    with pytest.raises(ShapeError, match=r"cannot train on a batch of 1 row, .* Use batches of at least 2"):
+    with pytest.raises(ShapeError, match=r"cannot train on a batch of 1 row, .*at least 2"):
         net.forward(x, train=True)
     assert_close(net.buffers["0.running_mean"], np.zeros(D), space, dtype="float32")
     assert net.forward(x).shape == (1, D)

@@ -49,7 +49,7 @@ def test_loss_curves_agree_over_200_steps_with_dropout(name):
     curves = []
     for backend in ("numpy", backend_or_skip(name)):
         model = xbp.Network(LAYERS, backend=backend, seed=1)
-        trainer = xbp.Trainer(model, loss=xbp.SoftmaxCrossEntropy(), optimizer=xbp.SGD(0.05, momentum=0.9))
+        trainer = xbp.Trainer(model, loss=xbp.SoftmaxCrossEntropy(), optimizer=xbp.SGD(0.02))
         losses = []
         for _ in range(8):  # 25 steps an epoch
             source = trainer.fit(x, t, epochs=1, batch_size=16)

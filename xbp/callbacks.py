@@ -136,6 +136,8 @@ class ReduceLROnPlateau(Callback):
 
     def __post_init__(self) -> None:
         _sign(self.monitor, self.mode)
+        if self.patience < 1:
+            raise ValueError(f"ReduceLROnPlateau: patience is at least 1 epoch; it is {self.patience!r}.")
         if not 0.0 < self.factor < 1.0:
             raise ValueError(f"ReduceLROnPlateau: factor lies between 0 and 1; it is {self.factor!r}.")
 
@@ -186,6 +188,10 @@ class GradientNorm(Callback):
 
     tolerance: float
     every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"GradientNorm: every is at least 1 epoch; it is {self.every!r}.")
 
     def on_epoch_end(self, trainer: TrainerView) -> str | None:
         if trainer.epoch % self.every == 0 and trainer.gradient_norm() <= self.tolerance:

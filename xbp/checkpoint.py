@@ -18,7 +18,7 @@ from .describe import build, describe
 from .errors import CheckpointError
 from .graph import Graph
 from .losses import LOSSES
-from .metrics import METRICS
+from .metrics import METRICS, BinaryAccuracy
 from .network import Network
 from .optimizers import OPTIMIZERS, selects
 from .schedules import SCHEDULES
@@ -31,7 +31,7 @@ CLASSES: dict[str, type] = {
     **LOSSES,
     **SCHEDULES,
     **{rule.__name__: rule for rule in OPTIMIZERS.values()},
-    **{type(m).__name__: type(m) for m in METRICS.values()},
+    **{type(m).__name__: type(m) for m in (*METRICS.values(), BinaryAccuracy())},
 }
 
 

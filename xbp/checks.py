@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection
 
@@ -24,8 +25,12 @@ def check_trainer(model: object, loss: object, optimizer: object, clip_norm: flo
             raise TypeError(f"{name} must be a {kind.__name__}; it is {value!r:.80}.{made}")
     assert isinstance(model, Model)  # the loop above has made sure
     assert isinstance(loss, Loss)
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be above 0, or None for no clipping; it is {clip_norm!r}.")
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ValueError(f"clip_norm must be a finite number above 0, or None for no clipping; it is {clip_norm!r}.")
+    decay = getattr(optimizer, "decay", None)
+    for name in [] if decay is None or callable(decay) else [decay] if isinstance(decay, str) else decay:
+        if name not in model.params:
+            raise unknown_name("parameter in decay=", name, model.params)
     whole_number("accumulate", accumulate, 1)
     if accumulate > 1 and _batch_norms(model):
         raise ValueError(

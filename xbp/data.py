@@ -15,7 +15,7 @@ import numpy as np
 
 from .backend import Backend
 from .errors import DataError, DTypeError, LabelError, ShapeError
-from .inputs import check_finite, checked_inputs, length, taken
+from .inputs import check_finite, checked_inputs, host_or_own, length, taken
 from .losses import Loss
 from .model import Model
 from .typing import Array, Inputs
@@ -27,6 +27,8 @@ SHARD = 64 * 2**20  # bytes of a memory map that are moved together
 
 def is_stream(x: Any) -> bool:
     """Whether x is an iterable of batches rather than an array, a list of rows, a data frame or a mapping of arrays."""
+    if isinstance(x, list) and x and all(isinstance(batch, tuple) and len(batch) in (2, 3) for batch in x):
+        return True  # rows would be lists of numbers, batches are tuples (x, t)
     array_like = hasattr(x, "shape") or hasattr(x, "__array__") or isinstance(x, list | tuple | Mapping | str | bytes)
     return not array_like and isinstance(x, Iterable)
 
@@ -151,16 +153,19 @@ def output_width(model: Model) -> int | None:
 def _targets(model: Model, loss: Loss, t: Any, n: int, outputs: int | None) -> Array:
     """Targets on the device, in the one form that the loss's kernel takes, with values checked."""
     backend, xp = model.backend, model.xp
+    if isinstance(t, np.ma.MaskedArray):
+        raise DataError("t is a masked array; its mask would be lost. Leave the masked rows out, or weigh them 0.")
     if backend.library_of(t) in ("", "numpy"):
         host = np.asarray(t)
         if host.dtype.kind not in "fiub":
             raise LabelError(
                 f"t must hold numbers; its dtype is {host.dtype}. Encode names of classes as integers 0 ... C-1 first "
-                "(np.unique(t, return_inverse=True), or xbp.estimators, which does it)."
+                "(np.unique(t, return_inverse=True))."
             )
-        if host.dtype.kind in "iu" and host.dtype.itemsize > 4 and host.size and abs(host).max() < 2**31:
+        wide = host.dtype.kind in "iu" and host.dtype.itemsize > 4 and host.size > 0
+        if wide and host.min() >= -(2**31) and host.max() < 2**31:
             host = host.astype(np.int32)  # every library has int32, and half the bytes
-        t = backend.asarray(host)
+        t = backend.asarray(host, model.dtype if host.dtype.kind == "f" else None)
     elif not backend.owns(t):
         raise DTypeError(f"t is a {backend.library_of(t)} array, but the model lives on backend={backend.name!r}.")
     t = backend.bare(t)
@@ -192,7 +197,9 @@ def prepare_batch(model: Model, loss: Loss, x: Any, t: Any, w: Any) -> tuple[Inp
     if n == 0:
         raise ShapeError("The batch is empty: x has no rows.")
     moved = {name: taken(name, a, backend, model.dtype) for name, a in arrays.items()}
-    t = taken("t", t, backend, None)
+    t = host_or_own("t", t, backend)
+    if not backend.owns(t):
+        t = backend.asarray(t, model.dtype if t.dtype.kind == "f" else None)
     if t.ndim == 0 or t.shape[0] != n:
         raise ShapeError(f"x has {n} rows, t has shape {tuple(t.shape)}: every row needs its own target.")
     outputs = output_width(model)

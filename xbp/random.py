@@ -16,7 +16,7 @@ __all__ = ["bits", "epoch_order", "keep_mask", "mix", "step_keys", "weight_gener
 
 WEIGHTS, ORDER, MASKS = 0, 1, 2  # the second word of every seed: what the numbers are for
 GOLDEN = 0x9E3779B9 - 2**32  # 2^32 / golden ratio, as an int32; odd, so multiples of it visit every int32
-MURMUR = 0x85EBCA6B - 2**32  # odd too, and no near multiple of the other: columns must not walk as rows do
+MURMUR = 0xC2B2AE35 - 2**32  # odd too, and no near multiple of the other: columns must not walk as rows do
 
 
 def weight_generator(seed: int, k: int) -> np.random.Generator:

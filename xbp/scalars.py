@@ -6,6 +6,9 @@ of the steps alone, which is why a resumed training needs to remember nothing el
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
 from .model import Model
@@ -29,6 +32,13 @@ class Scalars:
     def rate(self, step: int) -> float:
         """The learning rate of the step of that number."""
         return rate_at(self.lr, step)
+
+    def set_rate(self, value: Any) -> None:
+        """Replace the rate or schedule by a number. Raises `ValueError` for anything but a finite one of at least 0."""
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not 0 <= float(value) < math.inf:
+            raise ValueError(f"lr must be a finite number of at least 0; it is {value!r}.")
+        self.lr = float(value)
 
     def on_host(self, steps: np.ndarray) -> dict[str, np.ndarray]:
         """The inputs of the steps of these numbers, (K,) each."""

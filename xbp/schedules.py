@@ -20,7 +20,16 @@ Schedule: TypeAlias = Callable[[int], float]
 
 def rate_at(lr: float | Schedule, step: int) -> float:
     """The rate that a number or a schedule gives at a step."""
-    return float(lr(step)) if callable(lr) else float(lr)
+    if not callable(lr):
+        return float(lr)
+    value = lr(step)
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not (math.isfinite(rate) and rate >= 0):
+        raise ValueError(f"The schedule {lr!r} gave {value!r} at step {step}; a rate is a finite number of at least 0.")
+    return rate
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from .backend import Backend, on_device
 from .callbacks import Callback, Progress, check_callbacks
 from .checks import check_fit, check_trainer, chosen_engine, trainable_names, whole_number
 from .data import Batches, Order, Rows, is_stream, open_rows, prepare_batch
-from .errors import NonFiniteLoss
+from .errors import DataError, NonFiniteLoss
 from .interrupt import Interrupt
 from .losses import Loss
 from .metrics import Metric, resolve_metrics
@@ -109,9 +108,7 @@ class Trainer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"lr must be a finite number of at least 0; it is {value!r}.")
-        self._scalars.lr = float(value)
+        self._scalars.set_rate(value)
 
     # --- the engine -----------------------------------------------------------------------------------------------
 
@@ -186,6 +183,8 @@ class Trainer:
         observers = check_callbacks(callbacks) + ((Progress(),) if progress else ())
         source: Rows | Batches
         if t is None and is_stream(x):
+            if sample_weight is not None:
+                raise DataError("Weights for an iterable of batches come in it, as (x, t, w), not in sample_weight=.")
             source = Batches(x)
         else:
             source = open_rows(self.model, self.loss, x, t, sample_weight)
@@ -243,11 +242,12 @@ class Trainer:
             if reason is not None:
                 break
         if not losses:
-            self._stop("no_data")
-            return
-        xp = self.model.xp
-        values = self.backend.to_host(losses[0] if len(losses) == 1 else xp.concat(losses)).astype(np.float64)
-        self._check_losses(values, first_step, start)
+            raise DataError("The iterable of batches gave none; there is nothing to learn from.")
+        if isinstance(source, Rows):
+            losses.append(self._loss_now(source, batch_size))
+        values = self.backend.to_host(self.model.xp.concat(losses)).astype(np.float64)
+        self._check_losses(values, done, first_step, start)
+        values = values[:done]
         if reason is not None and done < len(weights):
             self._stop(reason)  # in the middle of an epoch: the steps count, the epoch does not
             return
@@ -281,21 +281,31 @@ class Trainer:
             at, size = stop, max(1, min(int(CHUNK_SECONDS / seconds), 4 * size))
 
     def _stream(self, batches: Batches) -> Iterator[tuple[Array, np.ndarray]]:
+        """Losses (1,) and weights (1,) of each batch; a batch is checked as a whole data set is."""
         for x, t, w in batches:
-            loss = self.step(x, t, w)
-            weight = float(len(t)) if w is None else float(np.sum(np.asarray(w, dtype=np.float64)))
-            yield self.model.xp.reshape(loss, (1,)), np.asarray([weight])
+            rows = open_rows(self.model, self.loss, x, t, w)
+            check_fit(self.model, rows.n, None)
+            loss = self._run_engine().step(*next(rows.chunks(rows.n)), self._scalars.single(self.steps))
+            self._advanced(1)
+            yield self.model.xp.reshape(loss, (1,)), rows.batch_weights(np.arange(rows.n), rows.n)
 
-    def _check_losses(self, values: np.ndarray, first_step: int, start: Tree) -> None:
+    def _loss_now(self, rows: Rows, count: int) -> Array:
+        """The loss (1,) of a few rows with the newest weights, which the last step may have ruined after its loss."""
+        x, t, w = next(rows.chunks(min(count, EVALUATION_ROWS)))
+        tree = self._tree()
+        return self._step.sums(tree["params"], tree["buffers"], x, t, w, xp=self.model.xp)[:1]
+
+    def _check_losses(self, values: np.ndarray, done: int, first_step: int, start: Tree) -> None:
         bad = np.flatnonzero(~np.isfinite(values))
         if not bad.size:
             return
-        rate = self._scalars.rate(first_step + int(bad[0]))
+        where = f"at step {bad[0] + 1}" if bad[0] < done else f"after step {done}"
+        rate = self._scalars.rate(first_step + min(int(bad[0]), done - 1))
         self._load(start)
         self.steps = first_step
         self.stop_reason = "non_finite_loss"
         raise NonFiniteLoss(
-            f"The loss became {values[bad[0]]} at step {bad[0] + 1} of epoch {self.epoch + 1}, with lr={rate:g}. "
+            f"The loss became {values[bad[0]]} {where} of epoch {self.epoch + 1}, with lr={rate:g}. "
             "The weights from before that epoch are back in the model. Try a smaller lr, clip_norm, or scaled inputs."
         )
 

@@ -6,7 +6,7 @@ one run say something, times of two runs do not.
 """
 
 from .cases import CASES, Case, case_named
-from .clock import BLOCKS, Accept, Load, Timing, interleaved, time_all
+from .clock import BLOCKS, Accept, Clock, Load, Timing, interleaved, time_all
 from .conditions import commit, conditions
 from .contest import TOLERANCE, Contestant, Training, reference, verify
 from .measuring import BUSY, contestants, measure, run
@@ -19,6 +19,7 @@ __all__ = [
     "TOLERANCE",
     "Accept",
     "Case",
+    "Clock",
     "Contestant",
     "Load",
     "Result",

@@ -13,7 +13,7 @@ import numpy as np
 
 from .contest import Contestant
 
-__all__ = ["BLOCKS", "Accept", "Load", "Timing", "interleaved", "time_all"]
+__all__ = ["BLOCKS", "Accept", "Clock", "Load", "Timing", "interleaved", "time_all"]
 
 
 BLOCKS = 7  # an odd number, so that the median is a time that was measured
@@ -65,6 +65,7 @@ def _first_line(path: str) -> str:
 
 
 Work = Callable[[Contestant, int], object]
+Clock = Callable[[], float]
 Accept = Callable[[float], bool]
 
 
@@ -81,19 +82,19 @@ def _epochs(contestant: Contestant, n: int) -> None:
     contestant.epochs(n)
 
 
-def _timed(contestant: Contestant, work: Work, n: int) -> float:
+def _timed(contestant: Contestant, work: Work, n: int, clock: Clock) -> float:
     contestant.synchronize()
-    start = time.perf_counter()
+    start = clock()
     work(contestant, n)
     contestant.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def _count(contestant: Contestant, work: Work, seconds: float) -> int:
+def _count(contestant: Contestant, work: Work, seconds: float, clock: Clock) -> int:
     """How often a block of that length does the work; finding out is the warm-up, compilation included."""
     work(contestant, 1)
     n = 1
-    while (took := _timed(contestant, work, n)) < seconds / 2:
+    while (took := _timed(contestant, work, n, clock)) < seconds / 2:
         n *= 2
     return max(1, round(n * seconds / took))
 
@@ -104,13 +105,15 @@ def interleaved(
     seconds: float,
     blocks: int = BLOCKS,
     accept: Accept = _every,
+    clock: Clock = time.perf_counter,
 ) -> list[Timing]:
     """Seconds for one unit of work of each contestant, in rounds of one block each, every round in another order.
 
     seconds    of each contestant's blocks together
     accept     whether to keep a block, given how many cores others used in it; the time that it took is not asked
+    clock      time.process_time gives CPU time, which says something on a busy machine too, with one thread a library
     """
-    counts = [_count(contestant, work, seconds / blocks) for contestant in group]
+    counts = [_count(contestant, work, seconds / blocks, clock) for contestant in group]
     times: list[list[float]] = [[] for _ in group]
     rng = np.random.default_rng(0)
     while missing := [i for i, t in enumerate(times) if len(t) < blocks]:
@@ -121,18 +124,22 @@ def interleaved(
             time.sleep(min(PAUSE, seconds / blocks))
             contestant.step()  # wakes the library's threads
             load = Load()
-            took = _timed(contestant, work, n)
+            took = _timed(contestant, work, n, clock)
             if accept(load.others()):
                 times[i].append(took / n)
     return [Timing(tuple(t)) for t in times]
 
 
 def time_all(
-    group: Sequence[Contestant], seconds: float, blocks: int = BLOCKS, accept: Accept = _every
+    group: Sequence[Contestant],
+    seconds: float,
+    blocks: int = BLOCKS,
+    accept: Accept = _every,
+    clock: Clock = time.perf_counter,
 ) -> list[tuple[Timing, Timing]]:
     """(a step by itself, a step as part of an epoch) of contestants in one case, interleaved."""
-    steps = interleaved(group, _steps, seconds, blocks, accept)
-    epochs = interleaved(group, _epochs, seconds, blocks, accept)
+    steps = interleaved(group, _steps, seconds, blocks, accept, clock)
+    epochs = interleaved(group, _epochs, seconds, blocks, accept, clock)
     return [
         (step, Timing(tuple(s / c.case.steps for s in epoch.blocks)))
         for c, step, epoch in zip(group, steps, epochs, strict=True)

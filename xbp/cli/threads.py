@@ -1,7 +1,7 @@
-"""How many threads BLAS takes for the products of a small network: one.
+"""How many threads BLAS takes for the products of a network of MNIST's size or smaller: one.
 
 BLAS cuts a product among all cores, and its threads then wait for each other in a loop that asks for nothing. For the
-small matrices of a small network that gains little on an idle machine, and where another program runs beside, each of
+matrices of such a network that gains little on an idle machine, and where another program runs beside, each of
 the many short waits lasts until the scheduler comes round: trainings took ten times as long, and more.
 """
 
@@ -17,7 +17,7 @@ from ..model import Model
 
 __all__ = ["calm_blas"]
 
-SMALL = 1 << 22  # multiplications in the largest product of a step: a fraction of a millisecond on one core
+SMALL = 1 << 25  # multiplications in the largest product of a step: milliseconds on one core
 CHOSEN = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
