@@ -90,8 +90,8 @@ def conditions(found: Json) -> str:
             f"Medians of {settings['blocks']} blocks of about {block:.0f} ms or a step{CLOCKS[settings['clock']]};",
             f"all take turns. In brackets the ratio to {settings['base']}, block by block, and its middle half.",
             "Everyone starts from the same weights, takes the same batches, and has first to give the losses that",
-            f"NumPy gives in float64, within 1e-5. During {counted['disturbed']} of the {counted['accepted']} blocks other",
-            f"programs used more than {settings['quiet_below_cores']:g} cores.",
+            f"NumPy gives in float64, within 1e-5. During {counted['disturbed']} of the {counted['accepted']} blocks",
+            f"other programs used more than {settings['quiet_below_cores']:g} cores.",
             "Times do not carry to another machine, ratios mostly do.",
         ]
     )

@@ -194,7 +194,7 @@ def test_streams_are_checked_batch_by_batch(name):
 
 @pytest.mark.parametrize("rate", [-1.0, None, float("nan"), "a"])
 def test_a_schedule_that_gives_no_rate_is_named(rate):
-    with pytest.raises(ValueError, match="(?s)schedule.*at step 0"):
+    with pytest.raises(ValueError, match=r"(?s)schedule.*at step 0"):
         trainer_for(classifier(), optimizer=xbp.Adam(lambda step: rate)).fit(X, T)
 
 
