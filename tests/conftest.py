@@ -35,3 +35,16 @@ def space(request):
         pytest.skip(str(error))
     with found.active():
         yield found
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the spaces in which a test has no meaning: `not_in` says which, and why."""
+    kept, left_out = [], []
+    for item in items:
+        marker = item.get_closest_marker("not_in")
+        params = getattr(item, "callspec", None)
+        meaningless = marker is not None and params is not None and params.params.get("space") in marker.args
+        (left_out if meaningless else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept

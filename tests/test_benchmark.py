@@ -297,16 +297,16 @@ def test_report_writes_between_the_markers_and_nowhere_else():
             module.replaced(broken_readme, "")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("*.json")), ids=lambda p: p.name)
-def test_published_results_are_complete(path):
-    found = json.loads(path.read_text(encoding="utf-8"))
-    text = report().report(found)
-    assert found["commit"] in text
-    assert found["date"][:10] in text
-    for r in found["results"]:
-        assert r["error"] <= 1e-5
-        assert r["name"] in text
-        assert r["step_ratio"]["low"] <= r["step_ratio"]["median"] <= r["step_ratio"]["high"]
+def test_published_results_are_complete():
+    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        text = report().report(found)
+        assert found["commit"] in text
+        assert found["date"][:10] in text
+        for r in found["results"]:
+            assert r["error"] <= 1e-5
+            assert r["name"] in text
+            assert r["step_ratio"]["low"] <= r["step_ratio"]["median"] <= r["step_ratio"]["high"]
 
 
 def test_benchmark_needs_the_core_alone():

@@ -328,8 +328,6 @@ def test_a_label_out_of_range_makes_its_row_nan_and_no_other(space, name, label)
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
 def test_labels_may_be_integers_of_any_width(space, dtype):
-    if dtype == "int64" and space.name == "jax":
-        pytest.skip("JAX has no int64 unless its x64 is on")
     y, t = make.y_NC_t_N(make.TYPICAL)
     loss, dy = LOSS["softmax-labels"].run(space, y, t.astype(dtype))
     desired, d_desired = LOSS["softmax-labels"].run(space, y, t)

@@ -43,11 +43,6 @@ def classification(classes=5):
     return rng.normal(size=(N, classes)), rng.integers(0, classes, N).astype(np.int32), rng.uniform(0.2, 3.0, N)
 
 
-def skip_what_the_host_does(space, chunks):
-    if space.name == "jax-x64" and chunks != CHUNKS[0]:
-        pytest.skip("chunks are added up on the host; space jax has tried them, and every length is compiled anew")
-
-
 def close(space):
     return 1e-12 if space.dtype == "float64" else 2e-6
 
@@ -68,7 +63,6 @@ NUMBERS = {
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 def test_numbers_are_measured_as_by_scikit_learn(space, name, chunks):
-    skip_what_the_host_does(space, chunks)
     reference = NUMBERS[name](pytest.importorskip("sklearn.metrics", reason=SKLEARN))
     y, t, w = regression()
     for weights in (None, w):
@@ -85,7 +79,6 @@ def test_rmse_of_one_column_is_that_of_scikit_learn(space):
 
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 def test_classes_are_measured_as_by_scikit_learn(space, chunks):
-    skip_what_the_host_does(space, chunks)
     metrics = pytest.importorskip("sklearn.metrics", reason=SKLEARN)
     y, labels, w = classification()
     one_hot = np.eye(5)[labels]
