@@ -66,7 +66,7 @@ def offered(module: str) -> tuple[set[str], set[str]]:
     """(What has to be listed, what may be): a package also offers what it takes from inside itself to pass on."""
     must, may = defined(TREES[module])
     if FILES[module].name == "__init__.py":
-        for node in TREES[module].body:
+        for node in ast.walk(TREES[module]):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 must.update(alias.asname or alias.name for alias in node.names)
     return {n for n in must if not n.startswith("_") and f"{module}.{n}" not in FILES}, may

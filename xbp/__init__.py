@@ -1,5 +1,8 @@
 """xbp trains neural networks on whatever array library the data already lives in."""
 
+import importlib as _importlib
+import typing as _typing
+
 from . import callbacks, initializers, kernels, layers, losses, metrics, optimizers, schedules
 from .backend import Backend, BackendInfo, available_backends, get_backend, register_backend
 from .errors import (
@@ -51,8 +54,10 @@ from .losses import (
 from .network import Network
 from .optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSProp
 from .show import show_params
-from .testing import check_gradients, numerical_gradient
 from .training import Trainer
+
+if _typing.TYPE_CHECKING:
+    from .testing import check_gradients, numerical_gradient
 
 __version__ = "0.1.0"
 
@@ -126,3 +131,11 @@ __all__ = [
     "sigmoid",
     "softmax",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The gradient checks, loaded when they are first used: no training needs them, and `import xbp` is to be quick."""
+    if name in ("check_gradients", "numerical_gradient"):
+        found: object = getattr(_importlib.import_module(".testing", __name__), name)
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

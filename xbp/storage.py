@@ -18,7 +18,6 @@ import errno
 import json
 import math
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Iterator, Mapping
@@ -154,7 +153,7 @@ def _index(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> tuple[by
 def _replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Files that take the places of `paths`, in this order, when the block ends well, and vanish when it does not."""
     targets = [_target(path) for path in paths]
-    temporaries = [t.with_name(f".{t.name[:40]}.{secrets.token_hex(6)}.tmp") for t in targets]
+    temporaries = [t.with_name(f".{t.name[:40]}.{os.urandom(6).hex()}.tmp") for t in targets]
     replaced = False
     try:
         with contextlib.ExitStack() as stack:
