@@ -3,7 +3,7 @@
 import importlib as _importlib
 import typing as _typing
 
-from . import callbacks, initializers, kernels, layers, losses, metrics, optimizers, schedules
+from . import initializers, kernels, layers, losses, optimizers, schedules
 from .backend import Backend, BackendInfo, available_backends, get_backend, register_backend
 from .errors import (
     BackendUnavailable,
@@ -53,11 +53,12 @@ from .losses import (
 )
 from .network import Network
 from .optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSProp
-from .show import show_params
-from .training import Trainer
 
 if _typing.TYPE_CHECKING:
+    from . import callbacks, metrics
+    from .show import show_params
     from .testing import check_gradients, numerical_gradient
+    from .training import Trainer
 
 __version__ = "0.1.0"
 
@@ -133,9 +134,18 @@ __all__ = [
 ]
 
 
+_LATER = {  # loaded when they are first used, so that `import xbp` is quick
+    "callbacks": "callbacks",
+    "check_gradients": "testing",
+    "metrics": "metrics",
+    "numerical_gradient": "testing",
+    "show_params": "show",
+    "Trainer": "training",
+}
+
+
 def __getattr__(name: str) -> object:
-    """The gradient checks, loaded when they are first used: no training needs them, and `import xbp` is to be quick."""
-    if name in ("check_gradients", "numerical_gradient"):
-        found: object = getattr(_importlib.import_module(".testing", __name__), name)
-        return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _importlib.import_module(f".{_LATER[name]}", __name__)
+    return module if name == _LATER[name] else getattr(module, name)
