@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError
 
@@ -241,6 +240,8 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open  # here, because most programs that import xbp read no file
+
     try:
         if path.exists() and not path.is_file():
             kind = "a folder. Name the file inside it" if path.is_dir() else "a device or a pipe, not a file"
@@ -262,6 +263,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _why_broken(path: Path, error: Exception) -> str:
     """What is wrong with the file, in words; the library's own where nothing better is known."""
+    from safetensors import SafetensorError  # as above
+
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(9)
