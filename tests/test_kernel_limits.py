@@ -123,12 +123,12 @@ def test_softmax_of_large_scores(space, score):
 
 
 def test_softmax_of_one_class_is_certain_and_of_a_masked_one_impossible(space):
-    y, dx = run(space, softmax, {}, np.array([[3.0], [-1e30]]), space.dtype)
-    assert_close(y, np.ones((2, 1)), space)
-    assert_close(dx, np.zeros((2, 1)), space)
-    y, dx = run(space, softmax, {}, np.array([[2.0, -inf, 2.0]]), space.dtype)
-    assert_close(y, np.array([[0.5, 0.0, 0.5]]), space)
-    assert_close(dx, np.zeros((1, 3)), space)
+    y, dx = run(space, softmax, {}, np.array([[3.0], [-1e30], [0.0]]), space.dtype)
+    assert_close(y, np.ones((3, 1)), space)
+    assert_close(dx, np.zeros((3, 1)), space)
+    y, dx = run(space, softmax, {}, rows([2.0, -inf, 2.0, -inf]), space.dtype)
+    assert_close(y, rows([0.5, 0.0]), space)
+    assert_close(dx, np.zeros((3, 4)), space)
 
 
 def loss_of(space, name, dtype, y, t, w=None):
@@ -152,13 +152,13 @@ def test_softmax_cross_entropy_of_large_scores(space, kind, score):
 
 
 def test_softmax_cross_entropy_of_one_class_and_of_masked_classes(space):
-    loss, dy = loss_of(space, "softmax-labels", space.dtype, [[5.0], [-1e4]], [0, 0])
+    loss, dy = loss_of(space, "softmax-labels", space.dtype, [[5.0], [-1e4], [0.0]], [0, 0, 0])
     assert_close(loss, np.zeros(()), space)
-    assert_close(dy, np.zeros((2, 1)), space)
-    for t in ([0], [[1.0, 0.0, 0.0]]):
-        loss, dy = loss_of(space, "softmax-labels", space.dtype, [[1.0, 1.0, -inf]], t)
+    assert_close(dy, np.zeros((3, 1)), space)
+    for t in (np.zeros(3, int), rows([1.0, 0.0, 0.0, 0.0])):
+        loss, dy = loss_of(space, "softmax-labels", space.dtype, rows([1.0, 1.0, -inf, -inf]), t)
         assert_close(loss, np.asarray(math.log(2.0)), space)
-        assert_close(dy, np.array([[-0.5, 0.5, 0.0]]), space)
+        assert_close(dy, rows([-0.5, 0.5, 0.0, 0.0]) / 3.0, space)
 
 
 @pytest.mark.parametrize("score", LARGE)
