@@ -7,7 +7,7 @@ them and a third party's is found exactly as ours are. There is no current backe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -18,6 +18,7 @@ import array_api_compat
 import numpy as np
 
 from .errors import BackendUnavailable, DTypeError, UnknownBackend, unknown_name_text
+from .program import Program
 from .typing import Array, Device, DType, Namespace
 
 __all__ = [
@@ -186,9 +187,22 @@ class Backend:
         """Bytes of device memory: {"used": ..., "total": ...}, as far as the library tells."""
         return {}
 
-    def compile(self, program: Any, engine: str) -> Any:
-        """A Runner for `program` on `engine`. The base knows no engine besides `eager`, which needs no compiling."""
-        raise BackendUnavailable(
+    def compile(self, program: Program, engine: str) -> Any:
+        """An `xbp.runner.Runner` for a step, on `engine`; `eager` needs no compiling, and the base has no other.
+
+        Raises `NotCompiled`, with the operation and the reason, for a program that the engine cannot run.
+        """
+        raise self._without(engine)
+
+    def function(self, program: Program, engine: str) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        """`program` as a pure function on `engine`, from its inputs by name to its outputs by name, which are new.
+
+        Scores, and what evaluation adds up, are such functions. Raises `NotCompiled` as `compile` does.
+        """
+        raise self._without(engine)
+
+    def _without(self, engine: str) -> BackendUnavailable:
+        return BackendUnavailable(
             f"Backend {self.name!r} has no engine {engine!r}. It has: {', '.join(self.engines)}; "
             'engine="auto" takes the best of them.'
         )

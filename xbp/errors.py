@@ -19,6 +19,8 @@ __all__ = [
     "LabelError",
     "NameUnknown",
     "NonFiniteLoss",
+    "NotCompiled",
+    "RecordingError",
     "ShapeError",
     "UnknownBackend",
     "XBPError",
@@ -69,6 +71,14 @@ class NonFiniteLoss(XBPError, ArithmeticError):
 
 class CacheEmpty(XBPError, RuntimeError):
     """A backward without a forward before it."""
+
+
+class RecordingError(XBPError, TypeError):
+    """Something that a recorded formula may not do, such as reading a value of an array."""
+
+
+class NotCompiled(XBPError, NotImplementedError):
+    """A program that an engine cannot run, with the operation and the reason."""
 
 
 class GradientError(XBPError, AssertionError):

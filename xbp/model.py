@@ -159,12 +159,14 @@ class Model:
         """
         if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or int(batch_size) < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1; it is {batch_size!r}.")
-        tree = self._weights.tree
-        chunks = [
-            forward(self.plan, tree["params"], tree["buffers"], rows, xp=self.xp, keep=False).y
-            for rows in self._chunks(x, batch_size)
-        ]
+        chunks = [self._scores(rows) for rows in self._chunks(x, batch_size)]
         return chunks[0] if len(chunks) == 1 else self.xp.concat(chunks, axis=0)
+
+    def _scores(self, x: Inputs) -> Array:
+        if self._weights.scores is not None:
+            return self._weights.scores(x)  # on the engine of the trainer that has the weights
+        tree = self._weights.tree
+        return forward(self.plan, tree["params"], tree["buffers"], x, xp=self.xp, keep=False).y
 
     def _chunks(self, x: Any, batch_size: int) -> Any:
         yield from taken_all(x, self.plan, self.backend, self.dtype, batch_size)

@@ -6,14 +6,16 @@ namespace; the others are made by `backend.compile`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from .backend import Backend
+from .program import Program
+from .recording import flat, inputs_of, nested
 from .step import Step
 from .typing import Array, Inputs, Scalar, Tree
 
-__all__ = ["EagerRunner", "Runner", "take_rows"]
+__all__ = ["EagerRunner", "FunctionRunner", "Runner", "take_rows"]
 
 
 class Runner(Protocol):
@@ -43,9 +45,8 @@ def take_rows(x: Inputs, index: Array, backend: Backend) -> Inputs:
 class EagerRunner:
     """The step, called operation by operation. A step is taken over whole, so an interrupt leaves the one before."""
 
-    engine = "eager"
-
-    def __init__(self, step: Step, backend: Backend) -> None:
+    def __init__(self, step: Step, backend: Backend, engine: str = "eager") -> None:
+        self.engine = engine
         self._step = step
         self._backend = backend
         self._tree: Tree = {}
@@ -65,11 +66,57 @@ class EagerRunner:
         return loss
 
     def run(self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]) -> Array:
-        xp, losses = self._backend.xp, []
-        for k in range(index.shape[0]):
-            rows = index[k, :]
-            batch = take_rows(x, rows, self._backend)
-            weight = None if w is None else xp.take(w, rows, axis=0)
-            now = {name: values[k] for name, values in scalars.items()}
-            losses.append(self.step(batch, xp.take(t, rows, axis=0), weight, now))
-        return xp.stack(losses)
+        return _one_by_one(self, self._backend, x, t, w, index, scalars)
+
+
+class FunctionRunner:
+    """A step program run by a pure function of named arrays, for engines that compile functions and own no memory."""
+
+    def __init__(
+        self,
+        program: Program,
+        backend: Backend,
+        engine: str,
+        function: Callable[[Mapping[str, Array]], dict[str, Array]],
+    ) -> None:
+        self.engine = engine
+        self._backend = backend
+        self._function = function
+        self._names = tuple(program.inputs)
+        self._arrays: dict[str, Array] = {}
+
+    def load(self, tree: Tree) -> None:
+        self._arrays = flat(tree)
+
+    def read(self) -> Tree:
+        return nested(self._arrays)
+
+    def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
+        given = {**self._arrays, **inputs_of(x, t, w), **{f"scalars.{name}": v for name, v in scalars.items()}}
+        out = self._function({name: given[name] for name in self._names})  # type: ignore[misc]  # 0-d arrays
+        loss = out.pop("loss")
+        self._arrays = {**self._arrays, **out}  # at once, so that an interrupt leaves the step before
+        return loss
+
+    def run(self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]) -> Array:
+        return _one_by_one(self, self._backend, x, t, w, index, scalars)
+
+
+def _one_by_one(
+    runner: Runner,
+    backend: Backend,
+    x: Inputs,
+    t: Array,
+    w: Array | None,
+    index: Array,
+    scalars: Mapping[str, Array],
+) -> Array:
+    """`Runner.run` as a loop over `Runner.step`."""
+    xp, losses = backend.xp, []
+    for k in range(index.shape[0]):
+        rows = index[k, :]
+        batch = take_rows(x, rows, backend)
+        weight = None if w is None else xp.take(w, rows, axis=0)
+        now = {name: values[k] for name, values in scalars.items()}
+        losses.append(runner.step(batch, xp.take(t, rows, axis=0), weight, now))
+    return xp.stack(losses)

@@ -88,7 +88,7 @@ class Step:
         n = t.shape[0]
         pieces = min(self.accumulate, n)
         if pieces <= 1:
-            return self._piece(params, buffers, x, t, weight, scalars, 0, 1.0, xp)
+            return self.piece(params, buffers, x, t, weight, scalars, 0, 1.0, xp=xp)
         bounds = [n * i // pieces for i in range(pieces + 1)]
         whole = None if weight is None else _at_least_one(xp.sum(weight), xp)
         total: Gradients | None = None
@@ -96,13 +96,12 @@ class Step:
             w = None if weight is None else weight[start:stop]
             share: Scalar = (stop - start) / n if w is None or whole is None else xp.sum(w) / whole
             rows = rows_between(x, start, stop)
-            part = self._piece(params, buffers, rows, t[start:stop, ...], w, scalars, start, share, xp)
-            part = Gradients(part.loss * share, part.grads, part.buffers)
+            part = self.piece(params, buffers, rows, t[start:stop, ...], w, scalars, start, share, xp=xp)
             total = part if total is None else _added(total, part)
         assert total is not None  # pieces >= 2
         return total
 
-    def _piece(
+    def piece(
         self,
         params: Arrays,
         buffers: Arrays,
@@ -110,16 +109,18 @@ class Step:
         t: Array,
         weight: Array | None,
         scalars: Scalars,
-        first_row: int,
+        first_row: Scalar,
         share: Scalar,
+        *,
         xp: Namespace,
     ) -> Gradients:
+        """Loss and gradients of a part of a batch, from `first_row` on, times its share of the whole."""
         keys = {name: scalars[f"key.{name}"] for name in self.plan.random_nodes()}
         passed = forward(self.plan, params, buffers, x, xp=xp, train=True, keys=keys, first_row=first_row)
         loss, cache = self.loss.forward(passed.y, t, weight, xp=xp)
         dy = self.loss.backward(share, cache, xp=xp)
         grads, _ = backward(self.plan, passed.caches, dy, wanted=self.wanted, xp=xp)
-        return Gradients(loss, {name: grads[name] for name in self.trainable}, passed.buffers)
+        return Gradients(loss * share, {name: grads[name] for name in self.trainable}, passed.buffers)
 
     def apply(
         self, params: Arrays, state: Arrays, grads: dict[str, Array], scalars: Scalars, *, xp: Namespace

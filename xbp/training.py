@@ -14,14 +14,15 @@ from .backend import Backend, on_device
 from .callbacks import Callback, Progress, check_callbacks
 from .checks import check_fit, check_trainer, chosen_engine, trainable_names, whole_number
 from .data import Batches, Order, Rows, is_stream, open_rows, prepare_batch
+from .engine import Engine
 from .errors import DataError, NonFiniteLoss
 from .interrupt import Interrupt
 from .losses import Loss
 from .metrics import Metric, resolve_metrics
 from .model import Model
 from .optimizers import Names, Optimizer, global_norm
+from .program import Program
 from .random import epoch_order
-from .runner import EagerRunner, Runner
 from .scalars import Scalars
 from .step import Step
 from .typing import Array, Tree
@@ -64,7 +65,6 @@ class Trainer:
         check_trainer(model, loss, optimizer, clip_norm, accumulate)
         self.model = model
         self.backend = model.backend
-        self.engine = chosen_engine(model.backend, engine)
         self.epoch = 0  # finished epochs
         self.steps = 0  # finished optimiser steps
         self.history: dict[str, list[float]] = {}
@@ -84,8 +84,8 @@ class Trainer:
             resolve_metrics(metrics, loss),
         )
         self._state = optimizer.init({name: model.params[name] for name in self._step.trainable})
-        self._runner: Runner | None = None
-        self._version = -1
+        self._engine = Engine(self._step, model.backend, chosen_engine(model.backend, engine))
+        self._version = -1  # of the weights that the engine has; it has none yet
 
     # --- settings -------------------------------------------------------------------------------------------------
 
@@ -112,21 +112,28 @@ class Trainer:
 
     # --- the engine -----------------------------------------------------------------------------------------------
 
-    def _run_engine(self) -> Runner:
-        """The Runner, holding the newest values whoever changed them."""
+    @property
+    def engine(self) -> str:
+        """The engine that runs the steps; "eager" from the moment on in which something could not be compiled."""
+        return self._engine.name
+
+    @property
+    def program(self) -> Program | None:
+        """The step as it was recorded for the last batches, to print; None before the first."""
+        return self._engine.program()
+
+    def _run_engine(self) -> Engine:
+        """The engine, holding the newest values whoever changed them."""
         weights = self.model._weights  # Trainer is the one partner that model's weights are lent to
-        if self._runner is None or weights.version != self._version:
-            state = self._state if self._runner is None else self._runner.read()["state"]
-            runner = EagerRunner(self._step, self.backend) if self._runner is None else self._runner
-            runner.load({**weights.tree, "state": dict(state)})
-            self._runner = runner
-            self._version = weights.lend(runner.read)
-        return self._runner
+        if weights.version != self._version:
+            state = self._state if self._version < 0 else self._engine.read()["state"]
+            self._engine.load({**weights.tree, "state": dict(state)})
+            self._version = weights.lend(self._engine.read, self._engine.scores)
+        return self._engine
 
     def _advanced(self, steps: int) -> None:
-        assert self._runner is not None
         self.steps += steps
-        self.model._weights.changed_by(self._runner.read)  # as above
+        self.model._weights.changed_by(self._engine.read)  # as above
 
     def _tree(self) -> Tree:
         return self._run_engine().read()
@@ -291,9 +298,7 @@ class Trainer:
 
     def _loss_now(self, rows: Rows, count: int) -> Array:
         """The loss (1,) of a few rows with the newest weights, which the last step may have ruined after its loss."""
-        x, t, w = next(rows.chunks(min(count, EVALUATION_ROWS)))
-        tree = self._tree()
-        return self._step.sums(tree["params"], tree["buffers"], x, t, w, xp=self.model.xp)[:1]
+        return self._run_engine().sums(*next(rows.chunks(min(count, EVALUATION_ROWS))))[:1]
 
     def _check_losses(self, values: np.ndarray, done: int, first_step: int, start: Tree) -> None:
         bad = np.flatnonzero(~np.isfinite(values))
@@ -324,11 +329,9 @@ class Trainer:
         )
 
     def _evaluate(self, rows: Rows) -> dict[str, float]:
-        tree, xp = self._tree(), self.model.xp
-        parts = [
-            self._step.sums(tree["params"], tree["buffers"], x, t, w, xp=xp) for x, t, w in rows.chunks(EVALUATION_ROWS)
-        ]
-        sums = self.backend.to_host(xp.stack(parts)).astype(np.float64)  # (chunks, 2 + S)
+        engine = self._run_engine()
+        parts = [engine.sums(x, t, w) for x, t, w in rows.chunks(EVALUATION_ROWS)]
+        sums = self.backend.to_host(self.model.xp.stack(parts)).astype(np.float64)  # (chunks, 2 + S)
         loss, weight = sums[:, :2].sum(axis=0)
         results = {"loss": float(loss / weight) if weight else 0.0}
         at, targets = 2, rows.t.shape[1] if rows.t.ndim > 1 else 1

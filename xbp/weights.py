@@ -12,7 +12,7 @@ from typing import Any
 
 from .backend import Backend
 from .errors import DTypeError, NameUnknown, ShapeError, unknown_name_text
-from .typing import Array, Tree
+from .typing import Array, Inputs, Tree
 
 __all__ = ["ArrayMap", "Weights", "copied"]
 
@@ -29,6 +29,7 @@ class Weights:
         self.backend = backend
         self.version = 0  # counts changes from outside the current owner
         self._tree: Tree = {"params": params, "buffers": buffers}
+        self.scores: Callable[[Inputs], Array] | None = None  # the owner's way from rows to scores
         self._read: Callable[[], Tree] | None = None
         self._stale = False
 
@@ -41,10 +42,10 @@ class Weights:
             self._stale = False
         return self._tree
 
-    def lend(self, read: Callable[[], Tree]) -> int:
+    def lend(self, read: Callable[[], Tree], scores: Callable[[Inputs], Array]) -> int:
         """Hand ownership to a new reader; the former owner sees a new version. Returns that version."""
         self._tree = self.tree
-        self._read = read
+        self._read, self.scores = read, scores
         self.version += 1
         return self.version
 
@@ -56,6 +57,7 @@ class Weights:
         """New values from outside the owner; names, shapes and dtypes have been checked."""
         self.tree[section].update(values)
         self.version += 1
+        self.scores = None  # the owner's weights are old until it is lent these
 
 
 class _UnknownKeyError(NameUnknown, KeyError):

@@ -9,12 +9,11 @@ Recorder                              a namespace that computes nothing and note
 
 from __future__ import annotations
 
+from ..errors import RecordingError
+from ..program import Dim, RecordedArray, Recorder, RecordingNamespace
 from .assertions import assert_close
 from .gradients import check_backward, numerical_gradient
 from .network_gradients import GradientReport, GradientRow, check_gradients
-from .recording import Recorder, RecordingNamespace
-from .records import RecordedArray, RecordingError
-from .shapes import Dim
 from .spaces import Space, space, spaces
 
 __all__ = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, SupportsIndex
 
@@ -16,9 +17,11 @@ from ..errors import ShapeError
 __all__ = [
     "Axis",
     "Dim",
+    "Key",
     "Shape",
     "as_axis",
     "as_shape",
+    "bound",
     "broadcast",
     "broadcast_to",
     "concatenated",
@@ -51,6 +54,28 @@ class Dim(int):
         return "N" if self.times == 1 else f"{self.times}N"
 
     __str__ = __repr__
+
+
+@dataclass(frozen=True)
+class Key:
+    """What stands between the brackets of x[...]."""
+
+    parts: tuple[Any, ...]
+
+    def bound(self, n: int) -> tuple[Any, ...]:
+        """The key for a batch of n rows."""
+        return tuple(
+            slice(*bound((k.start, k.stop, k.step), n)) if isinstance(k, slice) else bound((k,), n)[0]
+            for k in self.parts
+        )
+
+    def __repr__(self) -> str:
+        return f"[{key_text(self.parts)}]"
+
+
+def bound(shape: Sequence[Any], n: int) -> tuple[Any, ...]:
+    """The shape for a batch of n rows: n in the place of N."""
+    return tuple([n * d.times if isinstance(d, Dim) else d for d in shape])
 
 
 def text(shape: Sequence[int]) -> str:

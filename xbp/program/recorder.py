@@ -14,22 +14,20 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from ..errors import DTypeError, ShapeError
+from ..errors import DTypeError, RecordingError, ShapeError
 from . import shapes
 from .records import (
     ALL,
     DEVICE,
-    DTYPES,
     FLOATING,
     NUMERIC,
     Record,
     RecordedArray,
-    RecordedDType,
-    RecordingError,
     as_scalar,
     promoted,
 )
 from .shapes import Axis, Shape
+from .values import DTYPES, RecordedDType
 
 __all__ = ["Recorder", "RecordingNamespace"]
 

@@ -1,4 +1,4 @@
-"""What a recording is made of: dtypes, arrays without values, and the list of operations.
+"""Arrays without values, and the record of what was computed with them.
 
 Such an array knows its shape, its dtype and its device. It refuses whatever would need its values, and says what to
 write instead; operators go into the record like functions.
@@ -6,52 +6,27 @@ write instead; operators go into the record like functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ..errors import DTypeError, ShapeError, XBPError
+from ..errors import DTypeError, RecordingError, ShapeError
 from . import shapes
+from .program import Operation, Program
 from .shapes import Dim, Shape
+from .values import DTYPES, RecordedDType, Value
 
 __all__ = [
     "DEVICE",
-    "DTYPES",
-    "Operation",
     "Record",
     "RecordedArray",
-    "RecordedDType",
     "RecordingDevice",
-    "RecordingError",
     "as_scalar",
     "promoted",
 ]
 
 
-class RecordingError(XBPError, TypeError):
-    """Something that a recorded formula may not do, such as reading a value of an array."""
-
-
-@dataclass(frozen=True)
-class RecordedDType:
-    name: str
-    kind: str  # "bool", "integral" or "real floating"
-    bits: int
-
-    def __str__(self) -> str:
-        return self.name
-
-
-DTYPES = {
-    d.name: d
-    for d in (
-        RecordedDType("bool", "bool", 1),
-        RecordedDType("int32", "integral", 32),
-        RecordedDType("int64", "integral", 64),
-        RecordedDType("float32", "real floating", 32),
-        RecordedDType("float64", "real floating", 64),
-    )
-}
 PYTHON_KINDS = {bool: {"bool"}, int: {"integral", "real floating"}, float: {"real floating"}}
 
 
@@ -112,17 +87,27 @@ class RecordedArray:
     """An array that is only a shape, a dtype and a device. It refuses whatever would need its values."""
 
     record: Record = field(repr=False)
-    name: str
-    shape: Shape
-    dtype: RecordedDType
+    value: Value
     device: RecordingDevice = DEVICE
 
     __hash__ = None  # type: ignore[assignment]  # as the arrays of all libraries: == compares entries
     __array_ufunc__ = None  # NumPy's operators leave the operation to ours, which refuse
 
     @property
+    def name(self) -> str:
+        return self.value.name
+
+    @property
+    def shape(self) -> Shape:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> RecordedDType:
+        return self.value.dtype
+
+    @property
     def ndim(self) -> int:
-        return len(self.shape)
+        return len(self.value.shape)
 
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
         return self.record.xp
@@ -149,7 +134,9 @@ class RecordedArray:
                 "x[...] takes integers, slices, None and '...' in a recording. Choose rows by an array of numbers with "
                 "xp.take, entries by a mask with xp.where."
             )
-        return self.record.note("getitem", (self,), shapes.indexed(self.shape, parts), self.dtype, key=_Key(parts))
+        return self.record.note(
+            "getitem", (self,), shapes.indexed(self.shape, parts), self.dtype, key=shapes.Key(parts)
+        )
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"Arrays have no {name!r} in a recording; use functions, xp.sum(x), not methods, x.sum().")
@@ -167,33 +154,6 @@ class RecordedArray:
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __iand__ = __ior__ = __ixor__ = __irshift__ = _refuse(
         "'x += ...' writes into an array on some libraries, which is impossible", "Write x = x + ..."
     )
-
-
-@dataclass(frozen=True)
-class _Key:
-    parts: tuple[Any, ...]
-
-    def __repr__(self) -> str:
-        return f"[{shapes.key_text(self.parts)}]"
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One line of the record. Arguments are arrays or Python numbers; options are what else was said, by name."""
-
-    function: str
-    arguments: tuple[RecordedArray | float, ...]
-    options: Mapping[str, Any]
-    result: RecordedArray
-
-    def __str__(self) -> str:
-        words = [a.name if isinstance(a, RecordedArray) else repr(a) for a in self.arguments]
-        words += [f"{name}={value}" for name, value in self.options.items()]
-        return f"{_declared(self.result)} = {self.function}({', '.join(words)})"
-
-
-def _declared(a: RecordedArray) -> str:
-    return f"{a.name}: {a.dtype}[{shapes.text(a.shape)}]"
 
 
 # What each operator and elementwise function takes, and whether it answers with bool instead of the operands' dtype.
@@ -221,23 +181,34 @@ class Record:
         self.batch = Dim(batch)
         self.inputs: list[RecordedArray] = []
         self.operations: list[Operation] = []
+        self.origin = ""
 
     def input(self, name: str, shape: Sequence[int | str], dtype: str = "float32") -> RecordedArray:
         """An array that the formula is given. A length "N" is the batch's."""
         if dtype not in DTYPES:
             raise DTypeError(f"The recorder has no dtype {dtype!r}. It has: {', '.join(DTYPES)}.")
         lengths = shapes.as_shape(tuple(self.batch if n == "N" else n for n in shape))
-        array = RecordedArray(self, name, lengths, DTYPES[dtype])
+        array = RecordedArray(self, Value(name, lengths, DTYPES[dtype]))
         self.inputs.append(array)
         return array
+
+    @contextmanager
+    def within(self, origin: str) -> Iterator[None]:
+        """Operations noted meanwhile come from this rule, such as "0 Affine.backward"."""
+        outer, self.origin = self.origin, origin
+        try:
+            yield
+        finally:
+            self.origin = outer
 
     def note(
         self, function: str, arguments: Sequence[Any], shape: Shape, dtype: RecordedDType, /, **options: Any
     ) -> RecordedArray:
         """Add a line to the record; returns its result."""
-        result = RecordedArray(self, f"%{len(self.operations)}", shape, dtype)
-        self.operations.append(Operation(function, tuple(arguments), options, result))
-        return result
+        result = Value(f"%{len(self.operations)}", shape, dtype)
+        operands = tuple(a.value if isinstance(a, RecordedArray) else a for a in arguments)
+        self.operations.append(Operation(function, operands, options, result, self.origin))
+        return RecordedArray(self, result)
 
     def elementwise(self, function: str, *operands: Any) -> RecordedArray:
         """An operator or elementwise function of arrays and Python numbers, by the rules of `KINDS`."""
@@ -265,11 +236,21 @@ class Record:
 
     def text(self, *outputs: Any) -> str:
         """The record to read and to compare: inputs, operations in order, and the outputs, if they are given."""
-        lines = [f"input {_declared(a)}" for a in self.inputs]
+        lines = [f"input {a.value}" for a in self.inputs]
         lines += [str(operation) for operation in self.operations]
         if outputs:
             lines.append(f"return {', '.join(a.name for a in _arrays(outputs))}")
         return "\n".join(lines)
+
+    def program(self, name: str, outputs: Mapping[str, RecordedArray]) -> Program:
+        """The record as a Program with these outputs. An output named like an input is its new value."""
+        self.check("program", *outputs.values())
+        return Program(
+            name,
+            {a.name: a.value for a in self.inputs},
+            tuple(self.operations),
+            {name: a.value for name, a in outputs.items()},
+        )
 
 
 def _arrays(value: Any) -> list[RecordedArray]:

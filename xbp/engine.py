@@ -1,0 +1,219 @@
+"""The engine of a trainer: records the step, has the backend compile it, and hands batches to the Runner that fits.
+
+A program fits one look of a batch (`Signature`): with weights or without, labels or probabilities. Each look has a
+Runner of its own, made when it is first met; the newest values move to whichever Runner is used, so that together they
+are one Runner. What a backend cannot compile runs eagerly, for one logged reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from .backend import Backend
+from .errors import XBPError
+from .program import Program
+from .recording import Signature, flat, inputs_of, record, signature_of
+from .runner import EagerRunner, Runner
+from .step import Gradients, Step
+from .typing import Array, Inputs, Namespace, Scalar, Tree
+
+__all__ = ["Engine"]
+
+Function = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """All Runners of one trainer, as one.
+
+    name    what runs the steps; "eager" from the moment on in which something could not be compiled
+    """
+
+    def __init__(self, step: Step, backend: Backend, name: str) -> None:
+        self.name = name
+        self._step = step
+        self._backend = backend
+        self._runners: dict[Signature | None, Runner] = {}
+        self._functions: dict[tuple[str, Signature], Function] = {}
+        self._programs: dict[tuple[str, Signature], Program] = {}
+        self._current: Runner | None = None
+        self._tree: Tree = {}
+        self._look: Signature | None = None
+
+    # --- the values -----------------------------------------------------------------------------------------------
+
+    def load(self, tree: Tree) -> None:
+        """Take over parameters, buffers and optimiser state."""
+        self._tree = tree
+        if self._current is not None:
+            self._current.load(tree)
+
+    def read(self) -> Tree:
+        """The values after the last finished step, valid until the next."""
+        return self._tree if self._current is None else self._current.read()
+
+    # --- the programs ---------------------------------------------------------------------------------------------
+
+    def program(self, what: str = "step", look: Signature | None = None) -> Program | None:
+        """The program for batches of that look; None is the last look that was met. None where nothing is known yet."""
+        look = look or self._look
+        if look is None:
+            return None
+        key = (what, look)
+        if key not in self._programs:
+            self._programs[key] = record(what, self._step, self.read(), look)
+        return self._programs[key]
+
+    def prepare(self, x: Inputs, t: Array, w: Array | None) -> None:
+        """Record and compile the step for batches of this look, so that whatever fails does so before training."""
+        self._runner(signature_of(x, t, w))
+
+    def _runner(self, look: Signature) -> Runner:
+        """The Runner for that look, holding the newest values."""
+        self._look = look
+        key = None if self.name == "eager" else look
+        runner = self._runners.get(key)
+        if runner is None:
+            runner = self._runners[key] = self._compiled(look)
+        if runner is not self._current:
+            tree = self.read()
+            self._current = None  # until the values have moved there is no owner but `_tree`
+            self._tree = {section: dict(arrays) for section, arrays in tree.items()}
+            runner.load(self._tree)
+            self._current = runner
+        return runner
+
+    def _compiled(self, look: Signature) -> Runner:
+        if self.name == "eager":
+            return EagerRunner(self._step, self._backend)
+        try:
+            if self._step.accumulate > 1:
+                return EagerRunner(self._in_pieces(look), self._backend, self.name)
+            program = self.program("step", look)
+            assert program is not None
+            runner: Runner = self._backend.compile(program, self.name)
+            return runner
+        except (XBPError, AttributeError) as error:
+            self._give_up(error)
+            return self._runners.setdefault(None, EagerRunner(self._step, self._backend))
+
+    def _give_up(self, error: Exception) -> None:
+        """From here on, everything runs eagerly."""
+        log.warning(
+            "Engine %r of backend %r cannot run this training, which goes on with engine 'eager'. The reason: %s",
+            self.name,
+            self._backend.name,
+            error,
+        )
+        self.name = "eager"
+
+    def _in_pieces(self, look: Signature) -> Step:
+        values = {f.name: getattr(self._step, f.name) for f in fields(self._step) if f.init}
+        piece, apply = self._function("piece", look), self._function("apply", look)
+        return _Pieces(**values, compiled_piece=piece, compiled_apply=apply, backend=self._backend)
+
+    def _function(self, what: str, look: Signature) -> Function:
+        key = (what, look)
+        if key not in self._functions:
+            program = self.program(what, look)
+            assert program is not None
+            self._functions[key] = self._backend.function(program, self.name)
+        return self._functions[key]
+
+    # --- what is computed -----------------------------------------------------------------------------------------
+
+    def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
+        return self._runner(signature_of(x, t, w)).step(x, t, w, scalars)
+
+    def run(self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]) -> Array:
+        return self._runner(signature_of(x, t, w)).run(x, t, w, index, scalars)
+
+    def scores(self, x: Inputs) -> Array:
+        """The output (N, K) in prediction."""
+        tree, xp = self.read(), self._backend.xp
+        compiled = self._prediction("scores", signature_of(x, None, None))
+        if compiled is None:
+            return self._step.scores(tree["params"], tree["buffers"], x, xp=xp)
+        return compiled({**self._weights, **inputs_of(x)})["scores"]
+
+    def sums(self, x: Inputs, t: Array, w: Array | None) -> Array:
+        """What evaluation adds up, (2 + S,)."""
+        tree, xp = self.read(), self._backend.xp
+        compiled = self._prediction("sums", signature_of(x, t, w))
+        if compiled is None:
+            return self._step.sums(tree["params"], tree["buffers"], x, t, w, xp=xp)
+        return compiled({**self._weights, **inputs_of(x, t, w)})["sums"]
+
+    @property
+    def _weights(self) -> dict[str, Array]:
+        tree = self.read()
+        return flat({"params": tree["params"], "buffers": tree["buffers"]})
+
+    def _prediction(self, what: str, look: Signature) -> Function | None:
+        if self.name == "eager":
+            return None
+        try:
+            return self._function(what, look)
+        except (XBPError, AttributeError) as error:
+            self._give_up(error)
+            return None
+
+
+@dataclass(frozen=True)
+class _Pieces(Step):
+    """A step that cuts its batches into pieces, with compiled functions for a piece and for the optimiser's end."""
+
+    compiled_piece: Function | None = None
+    compiled_apply: Function | None = None
+    backend: Backend | None = None
+
+    def piece(
+        self,
+        params: Mapping[str, Array],
+        buffers: Mapping[str, Array],
+        x: Inputs,
+        t: Array,
+        weight: Array | None,
+        scalars: Mapping[str, Scalar],
+        first_row: Scalar,
+        share: Scalar,
+        *,
+        xp: Namespace,
+    ) -> Gradients:
+        assert self.compiled_piece is not None  # set by the only one who makes these
+        dtype = next(iter(params.values())).dtype
+        given = flat({"params": params, "buffers": buffers, "scalars": _keys(scalars)}) | inputs_of(x, t, weight)
+        given["share"] = share if not isinstance(share, float) else self._number(share, dtype, xp)
+        given["first_row"] = self._number(first_row, xp.int32, xp)
+        out = self.compiled_piece(given)
+        grads = {name: out[f"grads.{name}"] for name in self.trainable}
+        return Gradients(out["loss"], grads, {name: out.get(f"buffers.{name}", a) for name, a in buffers.items()})
+
+    def _number(self, value: Scalar, dtype: object, xp: Namespace) -> Array:
+        assert self.backend is not None
+        return xp.full((), value, dtype=dtype, device=self.backend.device)  # type: ignore[arg-type]  # a number
+
+    def apply(
+        self,
+        params: Mapping[str, Array],
+        state: Mapping[str, Array],
+        grads: dict[str, Array],
+        scalars: Mapping[str, Scalar],
+        *,
+        xp: Namespace,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        assert self.compiled_apply is not None
+        lr: Array = scalars["lr"]  # type: ignore[assignment]  # an array, in every training
+        given = flat({"params": params, "state": state, "grads": grads, "scalars": {"lr": lr}})
+        out = self.compiled_apply(given)
+        return (
+            {name: out.get(f"params.{name}", a) for name, a in params.items()},
+            {name: out.get(f"state.{name}", a) for name, a in state.items()},
+        )
+
+
+def _keys(scalars: Mapping[str, Scalar]) -> dict[str, Array]:
+    return {name: key for name, key in scalars.items() if name != "lr"}  # type: ignore[misc]  # arrays, as in apply
