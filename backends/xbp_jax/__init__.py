@@ -7,15 +7,20 @@ become int32 on purpose, and only where every value fits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from xbp.backend import Backend, load_library
 from xbp.errors import BackendUnavailable, DTypeError
+from xbp.program import Program
+from xbp.runner import Runner
 from xbp.typing import Array, DType, Namespace
+
+from .jit import JitRunner, function
 
 __all__ = ["JaxBackend", "backend"]
 
@@ -25,6 +30,8 @@ ENABLE = 'jax.config.update("jax_enable_x64", True)'
 
 class JaxBackend(Backend):
     """JAX arrays on one device."""
+
+    engines: ClassVar[tuple[str, ...]] = ("jit", "eager")
 
     def __init__(self, jax: Any, device: Any) -> None:
         super().__init__("jax", _namespace(jax, device.platform), device=device, version=jax.__version__)
@@ -49,9 +56,9 @@ class JaxBackend(Backend):
         return super().asarray(a, dtype)
 
     def synchronize(self) -> None:
-        # JAX has no queue to wait for, only arrays.
+        # JAX has no queue to wait for, only arrays; of the many that there may be, few are still being computed.
         for array in self._jax.live_arrays():
-            if self.device in array.devices() and not array.is_deleted():
+            if not (array.is_deleted() or array.is_ready()) and self.device in array.devices():
                 array.block_until_ready()
 
     def memory(self) -> dict[str, int]:
@@ -59,6 +66,16 @@ class JaxBackend(Backend):
         stats = self.device.memory_stats() or {}
         names = {"used": "bytes_in_use", "total": "bytes_limit"}
         return {ours: stats[theirs] for ours, theirs in names.items() if theirs in stats}
+
+    def compile(self, program: Program, engine: str) -> Runner:
+        if engine != "jit":
+            raise self._without(engine)
+        return JitRunner(program, self._jax, self.xp, any_count=self.device.platform == "cpu")
+
+    def function(self, program: Program, engine: str) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        if engine != "jit":
+            raise self._without(engine)
+        return function(program, self._jax, self.xp)
 
 
 def _as_int32(a: np.ndarray) -> np.ndarray:

@@ -7,21 +7,49 @@ directly: nothing here needs a compatibility layer in between.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import cast
 
 import numpy as np
 
 from xbp.backend import Backend
 from xbp.errors import BackendUnavailable
-from xbp.typing import Namespace
+from xbp.program import Program
+from xbp.runner import Runner
+from xbp.typing import Array, Namespace
+
+from .native.runner import NativeFunction, NativeRunner
+from .planned import PlannedRunner, planned_function
 
 __all__ = ["NumpyBackend", "backend"]
+
+
+Function = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+RUNNERS: dict[str, Callable[[Program, Backend], Runner]] = {"numba": NativeRunner, "planned": PlannedRunner}
+FUNCTIONS: dict[str, Callable[[Program, Backend], Function]] = {"numba": NativeFunction, "planned": planned_function}
 
 
 class NumpyBackend(Backend):
     """NumPy arrays, computed with by NumPy."""
 
     on_host = True
+
+    @property
+    def engines(self) -> tuple[str, ...]:  # type: ignore[override]  # known when asked: llvmlite is an extra
+        """The step as machine code, where llvmlite is installed; as prepared calls of NumPy; as it is written."""
+        return ("numba", "planned", "eager") if find_spec("llvmlite") else ("planned", "eager")
+
+    def compile(self, program: Program, engine: str) -> Runner:
+        if engine not in RUNNERS:
+            raise self._without(engine)
+        return RUNNERS[engine](program, self)
+
+    def function(self, program: Program, engine: str) -> Function:
+        if engine not in FUNCTIONS:
+            raise self._without(engine)
+        return FUNCTIONS[engine](program, self)
 
 
 def backend(device: str | None = None) -> NumpyBackend:

@@ -5,13 +5,18 @@ Devices are PyTorch's own names: "cpu", "cuda", "cuda:1", "mps", "xpu".
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from xbp.backend import Backend, load_library
 from xbp.errors import BackendUnavailable, DTypeError
+from xbp.program import Program
+from xbp.runner import Runner
 from xbp.typing import Array, DType, Namespace
+
+from .compiled import CompiledRunner, function
 
 __all__ = ["TorchBackend", "backend"]
 
@@ -20,6 +25,8 @@ INSTALL = "pip install 'xbp[torch]'"
 
 class TorchBackend(Backend):
     """PyTorch tensors on one device."""
+
+    engines: ClassVar[tuple[str, ...]] = ("eager", "compile")  # compiling takes seconds, and a C++ compiler
 
     def __init__(self, torch: Any, compat: Any, device: Any) -> None:
         super().__init__("torch", cast(Namespace, compat), device=device, version=torch.__version__)
@@ -60,6 +67,16 @@ class TorchBackend(Backend):
         free, total = cuda.mem_get_info(self.device)
         used, reserved = cuda.memory_allocated(self.device), cuda.memory_reserved(self.device)
         return {"used": used, "reserved": reserved, "free": free, "total": total}
+
+    def compile(self, program: Program, engine: str) -> Runner:
+        if engine != "compile":
+            raise self._without(engine)
+        return CompiledRunner(program, self._torch, self.device)
+
+    def function(self, program: Program, engine: str) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        if engine != "compile":
+            raise self._without(engine)
+        return function(program, self._torch, self.device)
 
 
 def backend(device: str | None = None) -> TorchBackend:

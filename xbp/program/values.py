@@ -39,5 +39,9 @@ class Value:
     shape: Shape
     dtype: RecordedDType
 
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{text(self.shape)}]"

@@ -1,0 +1,152 @@
+"""LLVM: from text to machine code in memory, by way of a private cache on disk.
+
+The code for a network is made once a machine. A file of the cache is named by what it was made of (the text, LLVM's
+version, the processor) and holds a checksum of its own; one that is damaged, or that another user could have written,
+is not loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+import threading
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from xbp.backend import load_library
+
+__all__ = ["Code", "cache_folder", "compiled", "features"]
+
+_lock = threading.Lock()  # LLVM's context and the engine are not made for two threads at once
+
+
+class Code:
+    """Machine code that stays in memory as long as this object lives. `address(name)` is that of a function."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def address(self, name: str) -> int:
+        return int(self._engine.get_function_address(name))
+
+
+@cache
+def _llvm() -> Any:
+    """The bindings of LLVM, loaded when something is compiled."""
+    return load_library("llvmlite.binding", "numpy", "pip install 'xbp[numba]'")
+
+
+@cache
+def _machine() -> Any:
+    """LLVM for this processor, with everything that it can do."""
+    llvm = _llvm()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features(), opt=3, jit=True)
+
+
+@cache
+def features() -> str:
+    """What this processor can do, as LLVM lists it: "+avx2,-avx512f,..."."""
+    return str(_llvm().get_host_cpu_features().flatten())
+
+
+def cache_folder() -> Path | None:
+    """The folder for compiled code, of this user alone; None where there can be none, or XBP_CACHE_DIR is empty."""
+    chosen = os.environ.get("XBP_CACHE_DIR")
+    if chosen == "":
+        return None
+    if chosen is not None:
+        folder = Path(chosen)
+    elif sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "xbp" / "cache"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xbp"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder if _private(folder) else None
+    except (OSError, RuntimeError):  # no home, or nothing can be written there
+        return None
+
+
+def _private(path: Path) -> bool:
+    """Whether nobody else can have put code there. Windows' profiles are private by themselves."""
+    if not hasattr(os, "getuid"):
+        return True
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def compiled(text: str) -> Code:
+    """The functions of a module in LLVM's text."""
+    llvm = _llvm()
+    with _lock:
+        machine = _machine()
+        about = (version("llvmlite"), str(llvm.llvm_version_info), machine.triple, llvm.get_host_cpu_name())
+        key = "\n".join([*about, features(), text])
+        folder = cache_folder()
+        path = None if folder is None else folder / f"{hashlib.sha256(key.encode()).hexdigest()}.o"
+        code = None if path is None else _read(path)
+        if code is None:
+            code = _made(text, machine)
+            if path is not None:
+                _write(path, code)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _linker())
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return Code(engine)
+
+
+def _linker() -> Any:
+    """An engine takes its machine with it, so each gets one of its own."""
+    return _llvm().Target.from_default_triple().create_target_machine(opt=0, jit=True)
+
+
+def _made(text: str, machine: Any) -> bytes:
+    llvm = _llvm()
+    module = llvm.parse_assembly(text)
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    module.verify()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+    tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = True
+    passes = llvm.create_pass_builder(machine, tuning)
+    passes.getModulePassManager().run(module, passes)
+    return bytes(machine.emit_object(module))
+
+
+def _read(path: Path) -> bytes | None:
+    """The code in a file of the cache; None where it is not there, not ours, or not whole."""
+    try:
+        if not _private(path):
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    code = content[32:]
+    return code if hashlib.sha256(code).digest() == content[:32] else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Write a file of the cache, whole or not at all. A cache that cannot be written costs time, never the training."""
+    with contextlib.suppress(OSError):
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(name, path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def function(code: Code, name: str, *types: Any) -> Any:
+    """A compiled function to call from Python; the interpreter is free for other threads meanwhile."""
+    return ctypes.CFUNCTYPE(None, *types)(code.address(name))

@@ -1,0 +1,426 @@
+"""Products of matrices, made for their sizes.
+
+The widths of a network are known when its code is made, so a product is a loop over tiles of just the right width: a few
+rows of c stay in vector registers while k runs. Nothing is packed unless a stride would make cache lines collide. Each
+thread takes whole tiles, and every entry is summed in the order of k, so the number of threads changes no bit. NumPy's
+BLAS is left for products whose width is the batch's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xbp.errors import NotCompiled
+from xbp.program import Dim, Operation
+from xbp.program.fusion import Fused
+from xbp.program.views import Linear, constant, linear
+
+from .scalars import REGISTER
+from .writer import Counted, Writer
+
+__all__ = ["Product", "product"]
+
+LONGEST = 64  # entries of a row that a small product keeps in registers
+SMALL = 20_000  # multiplications up to which a product is done row by row
+COLLIDING = 4096  # bytes: rows that far apart, or a multiple of it, fall into the same sets of the caches
+
+ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
+
+
+class Registers(NamedTuple):
+    """The shape of a tile: its rows, and the bytes and number of the vectors in each of them."""
+
+    rows: int
+    bytes: int
+    vectors: int
+
+
+def registers(features: str) -> Registers:
+    """The tile that fills the vector registers of a processor with these features."""
+    if "+avx512f" in features:
+        return Registers(4, 64, 4)  # 16 of 32 registers hold sums
+    if "+avx" in features:
+        return Registers(4, 32, 3)  # 12 of 16
+    return Registers(4, 16, 4)  # 16 of 32, as on ARM
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """An operand: where it begins in its memory, and its strides along rows and columns."""
+
+    offset: Linear
+    row: Linear
+    column: Linear
+
+
+@dataclass(frozen=True)
+class Product:
+    """c (m, n) = a (m, k) b (k, n), c being contiguous."""
+
+    a: Matrix
+    b: Matrix
+    m: Linear
+    k: Linear
+    n: Linear
+    t: str  # "float" or "double"
+
+
+def product(op: Operation, fused: Fused) -> Product:
+    """The product of an operation. Raises `NotCompiled` for stacks of matrices, and for integers."""
+    left, right = op.operands
+    if left.dtype != op.result.dtype or right.dtype != op.result.dtype or op.result.dtype.kind != "real floating":
+        raise NotCompiled(f"{op} is a product of integers or of two dtypes, which is not compiled.")
+    if left.ndim > 2 or right.ndim > 2:
+        raise NotCompiled(f"{op} is a product of stacks of matrices, which is not compiled.")
+    zero = Linear(0)
+    a, b = fused.layouts[left], fused.layouts[right]
+    rows = (zero, *a.strides) if left.ndim == 1 else a.strides
+    columns = (*b.strides, zero) if right.ndim == 1 else b.strides
+    shape_a = (1, *left.shape) if left.ndim == 1 else left.shape
+    shape_b = (*right.shape, 1) if right.ndim == 1 else right.shape
+    return Product(
+        Matrix(a.offset, *rows),
+        Matrix(b.offset, *columns),
+        linear(shape_a[0]),
+        linear(shape_a[1]),
+        linear(shape_b[1]),
+        REGISTER[op.result.dtype.name],
+    )
+
+
+class Emitter:
+    """Writes the function of a product: pointers to a, b, c and a transposed copy of b, the BLAS, and the batch size.
+
+    parallel    whether the function takes its share of the work by `tid` and `nt`, or does all of it
+    """
+
+    def __init__(
+        self, p: Product, integer: str, tile: Registers, declarations: set[str], tiles: dict[str, str], parallel: bool
+    ) -> None:
+        self._p, self._integer, self._tile, self._tiles, self._parallel = p, integer, tile, tiles, parallel
+        self._w = Writer(declarations)
+        self._declarations = declarations
+        self._size = 4 if p.t == "float" else 8
+        self.tiled = not p.n.per_row and (constant(p.b.column, 1) or constant(p.b.row, 1))
+        self._turned = self.tiled and not constant(p.b.column, 1) and not constant(p.n, 1)
+        wide = (p.b.row.constant * self._size) % COLLIDING == 0 or p.b.row.per_row
+        self._packed = self.tiled and not self._turned and bool(wide) and p.n.constant > 1
+
+    @property
+    def scratch(self) -> Linear:
+        """Bytes of the copy of b, a panel after the other; 0 where b is read as it is."""
+        if not (self._turned or self._packed):
+            return Linear(0)
+        entries = p_times(self._p.k, self._p.n.constant)
+        return Linear(entries.constant * self._size, entries.per_row * self._size)
+
+    def text(self, name: str) -> str:
+        w, p = self._w, self._p
+        w.start("entry")
+        a, b = (self._begin(f"%{x}", m.offset) for x, m in (("a", p.a), ("b", p.b)))
+        m, k, n = (self._length(x) for x in (p.m, p.k, p.n))
+        small = self._small()
+        if small:
+            work = w.new(f"mul i64 {w.new(f'mul i64 {m}, {k}')}, {n}")
+            few = w.new(f"icmp sle i64 {work}, {SMALL}")
+            here, there = w.fresh_label(), w.fresh_label()
+            w.do(f"br i1 {few}, label %{here}, label %{there}")
+            w.start(here)
+            self._first_thread_only()
+            (self._by_rows if small == "rows" else self._by_dots)(a, b, m, k)
+            w.do("ret void")
+            w.start(there)
+        if self.tiled:
+            self._by_tiles(a, b, m, k)
+        else:
+            self._first_thread_only()
+            self._by_blas(a, b, m, k, n)
+        w.do("ret void")
+        head = f"define internal void @{name}(ptr noalias readonly %a, ptr noalias readonly %b, ptr noalias %c"
+        tail = ", ptr noalias %copy, ptr %gemm, i64 %n, i64 %tid, i64 %nt) noinline nounwind {\n"
+        return head + tail + "\n".join(w.lines) + "\n}\n"
+
+    def _begin(self, pointer: str, offset: Linear) -> str:
+        if offset == Linear(0):
+            return pointer
+        return self._w.new(f"getelementptr {self._p.t}, ptr {pointer}, i64 {self._length(offset)}")
+
+    def _length(self, a: Linear) -> str:
+        if not a.per_row:
+            return str(a.constant)
+        scaled = "%n" if a.per_row == 1 else self._w.new(f"mul i64 %n, {a.per_row}")
+        return scaled if not a.constant else self._w.new(f"add i64 {scaled}, {a.constant}")
+
+    def _first_thread_only(self) -> None:
+        if self._parallel:
+            self._w.leave_unless(self._w.new("icmp eq i64 %tid, 0"))
+
+    # --- tiles ----------------------------------------------------------------------------------------------------
+
+    def _by_tiles(self, a: str, b: str, m: str, k: str) -> None:
+        """Panels of columns, as wide as the registers hold; within each, tiles of a few rows."""
+        w, p = self._w, self._p
+        width = self._tile.bytes // self._size * self._tile.vectors
+        panels, rest = divmod(p.n.constant, width)
+        count = panels + (rest > 0)
+        by_columns = self._parallel and count > 1 and (count % 2 == 0 or count >= 8)
+        first, last = ("0", m)
+        if self._parallel and not by_columns:
+            first, last = w.share(m, self._tile.rows)
+            w.leave_unless(w.new(f"icmp slt i64 {first}, {last}"))
+        start, stop = w.share(str(count), 1) if by_columns else ("0", str(count))
+        full_stop = stop
+        if rest and by_columns:
+            fewer = w.new(f"icmp slt i64 {stop}, {panels}")
+            full_stop = w.new(f"select i1 {fewer}, i64 {stop}, i64 {panels}")
+        elif rest:
+            full_stop = str(panels)
+        if panels:
+            self._panels(a, b, k, (start, full_stop), width, width, (first, last))
+        if rest:
+            after = None
+            if by_columns:
+                mine = w.new(f"icmp eq i64 {stop}, {count}")
+                here, after = w.fresh_label(), w.fresh_label()
+                w.do(f"br i1 {mine}, label %{here}, label %{after}")
+                w.start(here)
+            self._panels(a, b, k, (str(panels), str(count)), width, rest, (first, last))
+            if after:
+                w.do(f"br label %{after}")
+                w.start(after)
+
+    def _panels(
+        self, a: str, b: str, k: str, panels: tuple[str, str], step: int, width: int, rows: tuple[str, str]
+    ) -> None:
+        w, p, t = self._w, self._p, self._p.t
+        with Counted(w, panels[1], panels[0]) as panel:
+            column = w.new(f"mul i64 {panel.index}, {step}")
+            target = w.new(f"getelementptr {t}, ptr %c, i64 {column}")
+            if self._turned or self._packed:
+                source = w.new(
+                    f"getelementptr {t}, ptr {b}, i64 {w.new(f'mul i64 {column}, {self._length(p.b.column)}')}"
+                )
+                # Threads that share rows each fill a copy of their own: theirs are the same entries anyway.
+                at = w.new(f"mul i64 {column}, {k}")
+                panel_of = w.new(f"getelementptr {t}, ptr %copy, i64 {at}")
+                self._copy(source, panel_of, k, width)
+                source, stride = panel_of, str(width)
+            else:
+                source, stride = w.new(f"getelementptr {t}, ptr {b}, i64 {column}"), self._length(p.b.row)
+            first, last = rows
+            whole = w.new(f"sdiv i64 {w.new(f'sub i64 {last}, {first}')}, {self._tile.rows}")
+            many = w.new(f"add i64 {first}, {w.new(f'mul i64 {whole}, {self._tile.rows}')}")
+            for count, (low, high) in ((self._tile.rows, (first, many)), (1, (many, last))):
+                name = self._tile_function(count, width)
+                with Counted(w, high, low, step=count, may_be_empty=True) as i:
+                    x = self._entry(a, i.index, p.a.row)
+                    y = self._entry(target, i.index, p.n)
+                    strides = ", ".join(f"i64 {self._length(s)}" for s in (p.a.row, p.a.column))
+                    w.do(f"call void @{name}(ptr {x}, {strides}, ptr {source}, i64 {stride}, ptr {y}, i64 {k})")
+
+    def _copy(self, source: str, target: str, k: str, width: int) -> None:
+        """A panel of b, row after row without gaps; turned if b lies the other way round."""
+        w, p, t = self._w, self._p, self._p.t
+        if self._turned:
+            name = f"turn_{width}_{t}"
+            self._tiles.setdefault(name, turn(name, width, self._tile.bytes // self._size, t, self._declarations))
+            w.do(f"call void @{name}(ptr {source}, i64 {self._length(p.b.column)}, ptr {target}, i64 {k})")
+            return
+        with Counted(w, k) as row:
+            v = f"<{width} x {t}>"
+            entries = w.new(f"load {v}, ptr {self._entry(source, row.index, p.b.row)}, align {self._size}")
+            place = w.new(f"getelementptr {t}, ptr {target}, i64 {w.new(f'mul i64 {row.index}, {width}')}")
+            w.do(f"store {v} {entries}, ptr {place}, align {self._size}")
+
+    def _tile_function(self, rows: int, width: int) -> str:
+        name = f"tile_{rows}_{width}_{self._p.n.constant}_{self._p.t}"
+        if name not in self._tiles:
+            lanes = self._tile.bytes // self._size
+            self._tiles[name] = tile(name, rows, width, lanes, self._p.n.constant, self._p.t, self._declarations)
+        return name
+
+    # --- BLAS -----------------------------------------------------------------------------------------------------
+
+    def _by_blas(self, a: str, b: str, m: str, k: str, n: str) -> None:
+        w, p, i = self._w, self._p, self._integer
+        one, zero = "1.0", "0.0"
+        operands = []
+        for matrix, pointer, (rows, columns) in ((p.a, a, (p.m, p.k)), (p.b, b, (p.k, p.n))):
+            flag, leading = self._orientation(matrix, rows, columns)
+            operands.append((flag, pointer, self._int(self._length(leading))))
+        (fa, pa, la), (fb, pb, lb) = operands
+        types = f"i32, i32, i32, {i}, {i}, {i}, {p.t}, ptr, {i}, ptr, {i}, {p.t}, ptr, {i}"
+        sizes = ", ".join(f"{i} {self._int(x)}" for x in (m, n, k))
+        w.do(
+            f"call void ({types}) %gemm(i32 {ROW_MAJOR}, i32 {fa}, i32 {fb}, {sizes}, {p.t} {one}, ptr {pa}, {i} {la}, "
+            f"ptr {pb}, {i} {lb}, {p.t} {zero}, ptr %c, {i} {self._int(n)})"
+        )
+
+    def _int(self, register: str) -> str:
+        return (
+            register
+            if self._integer == "i64" or not register.startswith("%")
+            else self._w.new(f"trunc i64 {register} to i32")
+        )
+
+    def _orientation(self, matrix: Matrix, rows: Linear, columns: Linear) -> tuple[int, Linear]:
+        """(flag, leading dimension) of an operand for BLAS."""
+        if constant(matrix.column, 1) or constant(columns, 1):
+            return PLAIN, matrix.row if not constant(rows, 1) and matrix.row != Linear(0) else columns
+        if constant(matrix.row, 1) or constant(rows, 1):
+            return TRANSPOSED, matrix.column if not constant(columns, 1) and matrix.column != Linear(0) else rows
+        raise NotCompiled("A product of a matrix with gaps between its entries is not compiled.")
+
+    # --- in registers ---------------------------------------------------------------------------------------------
+
+    def _small(self) -> str:
+        """How a small product would be done: "rows" of c at a time, "dots" of rows, or "" for not at all."""
+        p = self._p
+        short = lambda x: not x.per_row and 1 < x.constant <= LONGEST  # noqa: E731
+        if constant(p.b.column, 1) and short(p.n):
+            return "rows"
+        if constant(p.b.row, 1) and constant(p.a.column, 1) and short(p.k):
+            return "dots"
+        return ""
+
+    def _loop(self, count: str) -> Counted:
+        return Counted(self._w, count)
+
+    def _entry(self, base: str, index: str, stride: Linear, more: str = "") -> str:
+        w = self._w
+        at = w.new(f"mul i64 {index}, {self._length(stride)}")
+        at = w.new(f"add i64 {at}, {more}") if more else at
+        return w.new(f"getelementptr {self._p.t}, ptr {base}, i64 {at}")
+
+    def _splat(self, register: str, v: str, length: int) -> str:
+        w, t = self._w, self._p.t
+        first = w.new(f"insertelement {v} poison, {t} {register}, i64 0")
+        return w.new(f"shufflevector {v} {first}, {v} poison, <{length} x i32> zeroinitializer")
+
+    def _by_rows(self, a: str, b: str, m: str, k: str) -> None:
+        """Row i of c is the sum over l of a[i, l] times row l of b."""
+        w, p = self._w, self._p
+        length = p.n.constant
+        v, size = f"<{length} x {p.t}>", 4 if p.t == "float" else 8
+        with self._loop(m) as i:
+            row = self._entry(a, i.index, p.a.row)
+            with self._loop(k) as inner:
+                total = inner.carried(v, "zeroinitializer")
+                x = w.new(f"load {p.t}, ptr {self._entry(row, inner.index, p.a.column)}")
+                y = w.new(f"load {v}, ptr {self._entry(b, inner.index, p.b.row)}, align {size}")
+                fused = w.call("llvm.fma", v, self._splat(x, v, length), y, total)
+                inner.carry(fused)
+            w.do(f"store {v} {fused}, ptr {self._entry('%c', i.index, p.n)}, align {size}")
+
+    def _by_dots(self, a: str, b: str, m: str, k: str) -> None:
+        """Entry (i, j) of c is the dot product of row i of a and row j of b's transpose."""
+        w, p = self._w, self._p
+        length = p.k.constant
+        v, size = f"<{length} x {p.t}>", 4 if p.t == "float" else 8
+        short = "f32" if p.t == "float" else "f64"
+        reduce = f"@llvm.vector.reduce.fadd.v{length}{short}"
+        w.declare(f"declare {p.t} {reduce}({p.t}, {v})")
+        with self._loop(m) as i:
+            x = w.new(f"load {v}, ptr {self._entry(a, i.index, p.a.row)}, align {size}")
+            with self._loop(self._length(p.n)) as j:
+                y = w.new(f"load {v}, ptr {self._entry(b, j.index, p.b.column)}, align {size}")
+                dot = w.new(f"call reassoc {p.t} {reduce}({p.t} 0.0, {v} {w.new(f'fmul {v} {x}, {y}')})")
+                at = w.new(f"add i64 {w.new(f'mul i64 {i.index}, {self._length(p.n)}')}, {j.index}")
+                w.do(f"store {p.t} {dot}, ptr {w.new(f'getelementptr {p.t}, ptr %c, i64 {at}')}")
+
+
+def p_times(a: Linear, factor: int) -> Linear:
+    return Linear(a.constant * factor, a.per_row * factor)
+
+
+def tile(name: str, rows: int, width: int, lanes: int, stride: int, t: str, declarations: set[str]) -> str:
+    """c (rows, width) = a (rows, k) b (k, width), with all of c in registers; rows of c are `stride` apart."""
+    w = Writer(declarations)
+    size = 4 if t == "float" else 8
+    parts = [(at, min(lanes, width - at)) for at in range(0, width, lanes)]
+    w.start("entry")
+    with Counted(w, "%k") as k:
+        sums = [[k.carried(f"<{n} x {t}>", "zeroinitializer") for _, n in parts] for _ in range(rows)]
+        x = w.new(f"getelementptr {t}, ptr %a, i64 {w.new(f'mul i64 {k.index}, %column')}")
+        y = w.new(f"getelementptr {t}, ptr %b, i64 {w.new(f'mul i64 {k.index}, %row_b')}")
+        vectors = []
+        for at, n in parts:
+            place = w.new(f"getelementptr {t}, ptr {y}, i64 {at}")
+            vectors.append(w.new(f"load <{n} x {t}>, ptr {place}, align {size}"))
+        totals = []
+        for r in range(rows):
+            place = w.new(f"getelementptr {t}, ptr {x}, i64 {w.new(f'mul i64 %row, {r}')}")
+            entry = w.new(f"load {t}, ptr {place}")
+            for (_, n), vector, total in zip(parts, vectors, sums[r], strict=True):
+                v = f"<{n} x {t}>"
+                first = w.new(f"insertelement {v} poison, {t} {entry}, i64 0")
+                splat = w.new(f"shufflevector {v} {first}, {v} poison, <{n} x i32> zeroinitializer")
+                totals.append(w.call("llvm.fma", v, splat, vector, total))
+        for total in totals:
+            k.carry(total)
+    for i, total in enumerate(totals):
+        r, (at, n) = i // len(parts), parts[i % len(parts)]
+        place = w.new(f"getelementptr {t}, ptr %c, i64 {r * stride + at}")
+        w.do(f"store <{n} x {t}> {total}, ptr {place}, align {size}")
+    w.do("ret void")
+    head = f"define internal void @{name}(ptr noalias readonly %a, i64 %row, i64 %column, ptr noalias readonly %b, "
+    return head + "i64 %row_b, ptr noalias %c, i64 %k) noinline nounwind {\n" + "\n".join(w.lines) + "\n}\n"
+
+
+def turn(name: str, width: int, lanes: int, t: str, declarations: set[str]) -> str:
+    """The transpose (k, width) of a matrix (width, k) whose rows are `row` apart, in squares that fit the registers."""
+    w = Writer(declarations)
+    size = 4 if t == "float" else 8
+    w.start("entry")
+    whole = w.new(f"sdiv i64 %k, {lanes}")
+    squares = width // lanes
+    v = f"<{lanes} x {t}>"
+    if squares:
+        with Counted(w, whole, may_be_empty=True) as block:
+            k = w.new(f"mul i64 {block.index}, {lanes}")
+            for square in range(squares):
+                rows = []
+                for i in range(lanes):
+                    at = w.new(f"add i64 {w.new(f'mul i64 %row, {square * lanes + i}')}, {k}")
+                    rows.append(w.new(f"load {v}, ptr {w.new(f'getelementptr {t}, ptr %b, i64 {at}')}, align {size}"))
+                rows = _exchanged(w, rows, v)
+                for i, register in enumerate(rows):
+                    plus = w.new(f"add i64 {k}, {i}")
+                    at = w.new(f"add i64 {w.new(f'mul i64 {plus}, {width}')}, {square * lanes}")
+                    w.do(f"store {v} {register}, ptr {w.new(f'getelementptr {t}, ptr %c, i64 {at}')}, align {size}")
+    done = w.new(f"mul i64 {whole}, {lanes}") if squares else "0"
+    for low, columns in (("0", (squares * lanes, width)), (done, (0, squares * lanes))):
+        if columns[0] < columns[1]:
+            with Counted(w, "%k", low, may_be_empty=True) as k_, Counted(w, str(columns[1]), str(columns[0])) as j:
+                source = w.new(f"add i64 {w.new(f'mul i64 {j.index}, %row')}, {k_.index}")
+                entry = w.new(f"load {t}, ptr {w.new(f'getelementptr {t}, ptr %b, i64 {source}')}")
+                at = w.new(f"add i64 {w.new(f'mul i64 {k_.index}, {width}')}, {j.index}")
+                w.do(f"store {t} {entry}, ptr {w.new(f'getelementptr {t}, ptr %c, i64 {at}')}")
+    w.do("ret void")
+    head = f"define internal void @{name}(ptr noalias readonly %b, i64 %row, ptr noalias %c, i64 %k) "
+    return head + "noinline nounwind {\n" + "\n".join(w.lines) + "\n}\n"
+
+
+def _exchanged(w: Writer, rows: list[str], v: str) -> list[str]:
+    """The transpose of a square in registers: bit by bit, the number of the row and that of the lane change places."""
+    lanes, bit = len(rows), 1
+    while bit < lanes:
+        new = list(rows)
+        for i in range(lanes):
+            if i & bit:
+                continue
+            a, b = rows[i], rows[i | bit]
+            for place, low in ((i, True), (i | bit, False)):
+                picked = []
+                for lane in range(lanes):
+                    high = bool(lane & bit)
+                    if low:
+                        picked.append(lane if not high else lanes + (lane ^ bit))
+                    else:
+                        picked.append(lanes + lane if high else lane ^ bit)
+                mask = ", ".join(f"i32 {x}" for x in picked)
+                new[place] = w.new(f"shufflevector {v} {a}, {v} {b}, <{lanes} x i32> <{mask}>")
+        rows = new
+        bit *= 2
+    return rows
