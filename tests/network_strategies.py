@@ -45,14 +45,15 @@ LOSSES = {
     "gaussian": (xbp.GaussianNLL(), "halved"),
 }
 OPTIMIZERS = {
-    "sgd": xbp.SGD(0.1),
-    "momentum": xbp.SGD(0.1, momentum=0.9, weight_decay=0.01),
-    "nesterov": xbp.SGD(0.1, momentum=0.9, nesterov=True),
-    "adagrad": xbp.AdaGrad(0.05),
-    "rmsprop": xbp.RMSProp(0.01),
-    "adam": xbp.Adam(0.01),
-    "adam_l2": xbp.Adam(0.01, weight_decay=0.02, decay=lambda name: name.endswith("W")),
-    "adamw": xbp.AdamW(0.01),
+    "sgd": xbp.SGD(0.02),
+    "momentum": xbp.SGD(0.01, momentum=0.9, weight_decay=0.01),
+    "nesterov": xbp.SGD(0.01, momentum=0.9, nesterov=True),
+    # With a large eps: a gradient that is zero but for rounding would otherwise decide about a whole step.
+    "adagrad": xbp.AdaGrad(0.05, eps=1e-2),
+    "rmsprop": xbp.RMSProp(0.01, eps=1e-2),
+    "adam": xbp.Adam(0.01, eps=1e-2),
+    "adam_l2": xbp.Adam(0.01, eps=1e-2, weight_decay=0.02, decay=lambda name: name.endswith("W")),
+    "adamw": xbp.AdamW(0.01, eps=1e-2),
 }
 
 
@@ -118,7 +119,8 @@ def _with_fan_out(layers: list[Any], end: Any, width: int) -> dict[str, tuple[An
         "sum": (xbp.Add(), tip, "side"),
         "product": (xbp.Mul(), "sum", tip),
         "twice": (xbp.Add(), "product", "product"),
-        "last": (end, "twice"),
+        "tame": (xbp.Tanh(), "twice"),  # products grow with the square
+        "last": (end, "tame"),
     }
 
 

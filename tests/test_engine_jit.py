@@ -13,7 +13,7 @@ from xbp.program import Interpreter
 from xbp.recording import flat, inputs_of
 from xbp.testing import space
 
-SPACES = [("jax", "float32"), ("jax-x64", "float32"), ("jax-x64", "float64")]
+SPACES = [("jax", "float32"), ("jax-x64", "float64")]
 FEW = [c for c in CASES if c.name in ("deep-adam", "weights", "dropout", "batch-norm", "two-inputs")]
 
 
@@ -61,11 +61,9 @@ def test_a_step_is_the_interpreters(case, jax):
     backend, dtype = jax
     trained = Trained(case, dtype)
     runner = runner_for(trained, backend)
-    # A whole batch, and the smaller one at the end of an epoch, each from where the oracle is.
-    tree = trained.tree
-    for step, rows in enumerate(
-        [slice(0, case.rows), slice(0, max(1, case.rows - 3) if case.rows != 2 else 2)], STARTED
-    ):
+    tree, sizes = trained.tree, [case.rows] + [case.rows - 3] * (case in FEW)  # the last batch of an epoch is smaller
+    for step, size in enumerate(sizes, STARTED):
+        rows = slice(0, size)
         tree, loss = trained.expected(tree, trained.batch(rows), step)
         found = one_step(runner, trained, backend, rows, step)
         assert backend.owns(found)
@@ -79,7 +77,7 @@ def test_scores_and_sums_are_the_interpreters(case, jax):
     backend, dtype = jax
     trained = Trained(case, dtype)
     x, t, w = trained.data
-    for what, batch in (("scores", (x,)), ("sums", (x, t, w))):
+    for what, batch in [("sums", (x, t, w)), ("scores", (x,))][: 1 + (case in FEW)]:
         program = trained.recorded(what)
         given = {**flat({s: trained.tree[s] for s in ("params", "buffers")}), **inputs_of(*batch)}
         desired = Interpreter(program, np)(given)
@@ -89,7 +87,7 @@ def test_scores_and_sums_are_the_interpreters(case, jax):
 
 
 @by_name(FEW)
-@pytest.mark.parametrize("count", [1, 5, 8, 9])
+@pytest.mark.parametrize("count", [1, 9])
 def test_a_run_is_as_many_steps(case, jax, count):
     backend, dtype = jax
     trained = Trained(case, dtype)
@@ -100,14 +98,14 @@ def test_a_run_is_as_many_steps(case, jax, count):
     one_by_one = [one_step(stepped, trained, backend, index[i], step) for i, step in enumerate(steps)]
     assert losses.shape == (count,)
     many = 10 * TOLERANCE[dtype]  # what rounding has become after some steps
-    np.testing.assert_allclose(backend.to_host(losses), [backend.to_host(l) for l in one_by_one], rtol=many)
+    np.testing.assert_allclose(backend.to_host(losses), [backend.to_host(loss) for loss in one_by_one], rtol=many)
     a, b = flat(ran.read()), flat(stepped.read())
     for name in a:
         np.testing.assert_allclose(backend.to_host(a[name]), backend.to_host(b[name]), rtol=many, atol=many)
 
 
 @by_name(FEW)
-@pytest.mark.parametrize("cuts", [(1,) * 12, (4, 8), (9, 2, 1)], ids=str)
+@pytest.mark.parametrize("cuts", [(1,) * 12, (9, 2, 1)], ids=str)
 def test_how_steps_are_cut_into_runs_changes_no_bit(case, jax, cuts):
     backend, dtype = jax
     trained = Trained(case, dtype)
@@ -140,7 +138,7 @@ def test_five_and_five_epochs_are_ten(case, jax):
     assert halves.history == whole.history
     for section, arrays in whole._tree().items():
         assert_same(host(halves.model, halves._tree()[section]), host(whole.model, arrays))
-    eager = case.trainer(backend, dtype, "eager")
+    eager = case.trainer("numpy", dtype, "eager")
     eager.fit(x, t, sample_weight=w, epochs=10, batch_size=case.rows)
     np.testing.assert_allclose(whole.history["loss"], eager.history["loss"], rtol=1e-3)
 
@@ -187,13 +185,14 @@ def test_parameters_are_there_after_every_step_and_copies_outlive_it(jax):
 
 def test_few_lengths_of_a_run_are_compiled(jax):
     backend, dtype = jax
-    trained = Trained(CASES[0], dtype)
+    trained = Trained(CASES[4], dtype)  # no other test runs it
     runner = runner_for(trained, backend)
     data = put_batch(backend, trained, slice(None))
+    before = runner._run._cache_size()
     for count in (1, 2, 4, 8, 16, 32, 64, 1, 2):
         index = backend.asarray(np.zeros((count, 7), dtype=np.int32))
         runner.run(*data, index, tables(backend, trained, range(count)))
-    assert runner._run._cache_size() == 2
+    assert runner._run._cache_size() - before == 2
 
 
 def test_an_interrupt_after_a_step_finds_its_values(jax):

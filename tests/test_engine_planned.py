@@ -70,9 +70,10 @@ def step_both(planned, eager, described, n, steps=3):
         if seed:
             runner_of(planned).arena[...] = 0xFF
         x, t, w = ns.batch(described, n, seed)
-        loss, wanted = planned.step(x, t, w), eager.step(x, t, w)
+        loss = planned.step(x, t, w)
+        with np.errstate(all="ignore"):  # some that are drawn diverge; they do so in the same way
+            wanted = eager.step(x, t, w)
         np.testing.assert_array_equal(loss, wanted, strict=True)
-        assert np.isfinite(loss)
         assert_same_state(planned, eager)
     assert planned.engine == "planned"
 
@@ -86,6 +87,7 @@ def test_steps_scores_and_sums_are_the_eager_ones(described):
     metrics = METRICS.get(LOSSES[described.loss][1]) or numbers(described)
     planned, eager = both(described, metrics=metrics)
     step_both(planned, eager, described, 5)
+    assert all(np.all(np.isfinite(a)) for a in planned.model.params.values())
     for n in (7, 2):
         x, t, w = ns.batch(described, n, 9)
         assert_same({"scores": planned.model.predict(x)}, {"scores": eager.model.predict(x)})
@@ -99,7 +101,8 @@ def test_random_networks_step_as_the_eager_ones(described, n):
     planned, eager = both(described)
     step_both(planned, eager, described, max(n, described.smallest), steps=2)
     x, t, w = ns.batch(described, 3, 9)
-    np.testing.assert_equal(planned.evaluate(x, t, w), eager.evaluate(x, t, w))
+    with np.errstate(all="ignore"):
+        np.testing.assert_equal(planned.evaluate(x, t, w), eager.evaluate(x, t, w))
 
 
 # large arrays, in blocks

@@ -42,6 +42,7 @@ class Engine:
         self._current: Runner | None = None
         self._tree: Tree = {}
         self._look: Signature | None = None
+        self._last_key: object = None  # dtypes and shapes of the last step's batch
 
     # --- the values -----------------------------------------------------------------------------------------------
 
@@ -79,6 +80,7 @@ class Engine:
         if runner is None:
             runner = self._runners[key] = self._compiled(look)
         if runner is not self._current:
+            self._last_key = None
             tree = self.read()
             self._current = None  # until the values have moved there is no owner but `_tree`
             self._tree = {section: dict(arrays) for section, arrays in tree.items()}
@@ -126,7 +128,12 @@ class Engine:
     # --- what is computed -----------------------------------------------------------------------------------------
 
     def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
-        return self._runner(signature_of(x, t, w)).step(x, t, w, scalars)
+        key = (x.dtype, x.shape, t.dtype, t.shape, w is None) if not isinstance(x, Mapping) else None
+        if key is None or key != self._last_key or self._current is None:
+            self._runner(signature_of(x, t, w))
+            self._last_key = key
+        assert self._current is not None
+        return self._current.step(x, t, w, scalars)
 
     def run(self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]) -> Array:
         return self._runner(signature_of(x, t, w)).run(x, t, w, index, scalars)

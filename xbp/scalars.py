@@ -18,6 +18,8 @@ from .typing import Array
 
 __all__ = ["Scalars"]
 
+AHEAD = 64  # steps whose inputs are computed together, for whoever asks for them one by one
+
 
 class Scalars:
     """The scalar inputs of the steps of one training: "lr", and "key.<layer>" (int32) for every random layer."""
@@ -27,6 +29,9 @@ class Scalars:
         self._backend = model.backend
         self._dtype = model.dtype
         self._seed = model.seed
+        self._ahead: dict[str, np.ndarray] = {}  # of the steps from `_first` on, at the rate `_ahead_lr`
+        self._ahead_lr: object = None
+        self._first = 0
         self._layers = {name: model.position(name) for name in model.plan.random_nodes()}
 
     def rate(self, step: int) -> float:
@@ -53,8 +58,15 @@ class Scalars:
 
     def single(self, step: int) -> dict[str, Array]:
         """The inputs of one step as 0-d arrays, filled on the device: nothing is copied from the host."""
-        xp, rate = self._backend.xp, self._backend.dtype(self._dtype)
+        i = step - self._first
+        if self.lr is not self._ahead_lr or not 0 <= i < AHEAD:
+            self._first, self._ahead_lr, i = step, self.lr, 0
+            host = self.on_host(np.arange(step, step + AHEAD))
+            self._ahead = {n: v.astype(self._dtype) if v.dtype.kind == "f" else v for n, v in host.items()}
+        if self._backend.on_host:
+            return {name: v[i] for name, v in self._ahead.items()}
+        xp, rate, device = self._backend.xp, self._backend.dtype(self._dtype), self._backend.device
         return {
-            name: xp.full((), v[0].item(), dtype=rate if v.dtype.kind == "f" else xp.int32, device=self._backend.device)
-            for name, v in self.on_host(np.asarray([step])).items()
+            name: xp.full((), v[i].item(), dtype=rate if v.dtype.kind == "f" else xp.int32, device=device)
+            for name, v in self._ahead.items()
         }

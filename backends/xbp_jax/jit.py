@@ -19,12 +19,14 @@ from xbp.typing import Array, Inputs, Namespace, Scalar, Tree
 __all__ = ["JitRunner", "function"]
 
 SCALARS = "scalars."
+SHARED = 64  # compiled functions that are kept for whoever asks for the same ones
 GROWTH = 8  # of the room in the loop's tables: at most this many times what a call needs
 
 
 def function(program: Program, jax: Any, xp: Namespace) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     """The program as a compiled pure function of its inputs by name."""
-    names, compiled = tuple(program.inputs), jax.jit(_interpreter(program, jax, xp).__call__)
+    names = tuple(program.inputs)
+    compiled = _shared(("function", program.hash, _x64(jax), id(xp)), lambda: jax.jit(_traced(program, jax, xp)))
 
     def call(inputs: Mapping[str, Array]) -> dict[str, Array]:
         out: dict[str, Array] = compiled({name: inputs[name] for name in names})
@@ -33,9 +35,25 @@ def function(program: Program, jax: Any, xp: Namespace) -> Callable[[Mapping[str
     return call
 
 
-def _interpreter(program: Program, jax: Any, xp: Namespace) -> Interpreter:
+def _x64(jax: Any) -> bool:
+    return bool(jax.config.jax_enable_x64)
+
+
+def _traced(program: Program, jax: Any, xp: Namespace) -> Callable[..., Any]:
     """The program on tracers: new arrays lie where the inputs do, and without x64 an int64 is JAX's int32."""
-    return Interpreter(program, xp, dtype=jax.dtypes.canonicalize_dtype)
+    return Interpreter(program, xp, dtype=jax.dtypes.canonicalize_dtype).__call__
+
+
+_compiled: dict[Any, Any] = {}
+
+
+def _shared(key: Any, make: Callable[[], Any]) -> Any:
+    """Compiled functions by what they compute: who trains the same network again does not compile it again."""
+    if key not in _compiled:
+        while len(_compiled) >= SHARED:
+            del _compiled[next(iter(_compiled))]
+        _compiled[key] = make()
+    return _compiled[key]
 
 
 class JitRunner:
@@ -58,26 +76,28 @@ class JitRunner:
         # without a line of Python between, in which Ctrl-C could strike: there are always the values before the step
         # or the ones after it.
         self._newest: deque[tuple[tuple[Array, ...], Any]] = deque(maxlen=1)
-        step = self._traced(_interpreter(program, jax, xp))
-        dtype = jax.dtypes.canonicalize_dtype(program.outputs["loss"].dtype.name)
-        self._step = jax.jit(step, donate_argnums=0)
-        self._run = jax.jit(
-            _looped(step, dtype, jax), donate_argnums=0, static_argnames=() if any_count else ("steps",)
-        )
-        self._with_room = jax.jit(_with_room(jax), static_argnums=0)
+        key = ("step", program.hash, _x64(jax), id(xp), any_count)
+        self._step, self._run, self._with_room = _shared(key, lambda: self._jitted(program, jax))
 
-    def _traced(self, compute: Interpreter) -> Callable[..., Any]:
-        """The program as a function of (what steps change, what none changes, batch, scalars), for `jax.jit`."""
-        inputs = [f"x.{name}" for name in self._inputs] or ["x"]
+    def _jitted(self, program: Program, jax: Any) -> tuple[Any, Any, Any]:
+        """(step, run, tables with more room), compiled when they are called."""
+        compute = _traced(program, jax, self._xp)
+        updates, inputs = self._updates, [f"x.{name}" for name in self._inputs] or ["x"]
         scalars = [SCALARS + name for name in self._scalars]
 
         def step(owned: Any, kept: Any, x: Any, t: Any, w: Any, now: Any) -> Any:
-            given = [*zip(self._updates, owned, strict=True), *zip(inputs, x, strict=True)]
+            given = [*zip(updates, owned, strict=True), *zip(inputs, x, strict=True)]
             given += [*zip(scalars, now, strict=True), ("t", t), ("w", w)]
             out = compute({**kept, **dict(given)})
-            return tuple([out[name] for name in self._updates]), out["loss"]
+            return tuple([out[name] for name in updates]), out["loss"]
 
-        return step
+        fixed = () if self._any_count else ("steps",)
+        dtype = jax.dtypes.canonicalize_dtype(program.outputs["loss"].dtype.name)
+        return (
+            jax.jit(step, donate_argnums=0),
+            jax.jit(_looped(step, dtype, jax), donate_argnums=0, static_argnames=fixed),
+            jax.jit(_with_room(jax), static_argnums=0),
+        )
 
     def load(self, tree: Tree) -> None:
         arrays = {name: self._xp.asarray(a, copy=True) for name, a in flat(tree).items()}

@@ -22,13 +22,13 @@ from xbp.typing import Array, Namespace
 from .native.runner import NativeFunction, NativeRunner
 from .planned import PlannedRunner, planned_function
 
-__all__ = ["NumpyBackend", "backend"]
+__all__ = ["NativeFunction", "NativeRunner", "NumpyBackend", "PlannedRunner", "backend", "planned_function"]
 
 
-Function = Callable[[Mapping[str, Array]], dict[str, Array]]
+_Function = Callable[[Mapping[str, Array]], dict[str, Array]]
 
-RUNNERS: dict[str, Callable[[Program, Backend], Runner]] = {"numba": NativeRunner, "planned": PlannedRunner}
-FUNCTIONS: dict[str, Callable[[Program, Backend], Function]] = {"numba": NativeFunction, "planned": planned_function}
+_RUNNERS: dict[str, Callable[[Program, Backend], Runner]] = {"numba": NativeRunner, "planned": PlannedRunner}
+_FUNCTIONS: dict[str, Callable[[Program, Backend], _Function]] = {"numba": NativeFunction, "planned": planned_function}
 
 
 class NumpyBackend(Backend):
@@ -42,14 +42,14 @@ class NumpyBackend(Backend):
         return ("numba", "planned", "eager") if find_spec("llvmlite") else ("planned", "eager")
 
     def compile(self, program: Program, engine: str) -> Runner:
-        if engine not in RUNNERS:
+        if engine not in _RUNNERS:
             raise self._without(engine)
-        return RUNNERS[engine](program, self)
+        return _RUNNERS[engine](program, self)
 
-    def function(self, program: Program, engine: str) -> Function:
-        if engine not in FUNCTIONS:
+    def function(self, program: Program, engine: str) -> _Function:
+        if engine not in _FUNCTIONS:
             raise self._without(engine)
-        return FUNCTIONS[engine](program, self)
+        return _FUNCTIONS[engine](program, self)
 
 
 def backend(device: str | None = None) -> NumpyBackend:

@@ -18,7 +18,7 @@ from xbp.program.liveness import last_uses
 
 from .planned_ops import ELEMENTWISE, takes_mask, view_of
 
-__all__ = ["Schedule", "Unit", "schedule"]
+__all__ = ["Layout", "Schedule", "Unit", "schedule"]
 
 BLOCK = 2**17  # bytes of an operand that are worked on at a time: a chain's handful of them stays in a core's own cache
 LARGE = 2**15  # entries from which on blocks are worth their calls
@@ -36,7 +36,8 @@ class Unit:
     @property
     def block(self) -> int:
         """The entries of a block."""
-        return BLOCK * 8 // max(op.result.dtype.bits for op in self.operations)
+        widest = max(a.dtype.bits for op in self.operations for a in (op.result, *op.operands))
+        return BLOCK * 8 // max(widest, 8)  # a bool takes a byte
 
 
 class Layout(NamedTuple):

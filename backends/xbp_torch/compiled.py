@@ -20,9 +20,10 @@ from xbp.typing import Array, Inputs, Scalar, Tree
 
 from .graphs import graph
 
-__all__ = ["Compiled", "CompiledRunner", "find_compiler", "function"]
+__all__ = ["Compiled", "CompiledRunner", "compiled", "find_compiler", "function"]
 
 SCALARS = "scalars."
+SHARED = 64  # compiled programs that are kept for whoever asks for the same ones
 SIZES = 4  # batch sizes that get code of their own: in an epoch the usual one and the rest, and as many in validation
 
 
@@ -93,13 +94,27 @@ class Compiled:
         return self._shared
 
 
+_compiled: dict[Any, Compiled] = {}
+
+
+def compiled(program: Program, torch: Any, device: Any, inputs: Sequence[str], written: Sequence[str] = ()) -> Compiled:
+    """As `Compiled`; who trains the same network again does not compile it again."""
+    key = (program.hash, str(device), tuple(inputs), tuple(written))
+    if key not in _compiled:
+        made = Compiled(program, torch, device, inputs, written)
+        while len(_compiled) >= SHARED:
+            del _compiled[next(iter(_compiled))]
+        _compiled[key] = made
+    return _compiled[key]
+
+
 def function(program: Program, torch: Any, device: Any) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     """The program as a compiled pure function of its inputs by name."""
     inputs, outputs = tuple(program.inputs), tuple(program.outputs)
-    compiled = Compiled(program, torch, device, inputs)
+    code = compiled(program, torch, device, inputs)
 
     def call(given: Mapping[str, Any]) -> dict[str, Array]:
-        return dict(zip(outputs, compiled([given[name].contiguous() for name in inputs]), strict=True))
+        return dict(zip(outputs, code([given[name].contiguous() for name in inputs]), strict=True))
 
     return call
 
@@ -121,7 +136,7 @@ class CompiledRunner:
         rows = [f"x.{name}" for name in self._inputs] or ["x"]
         rows += [name for name in ("t", "w") if name in program.inputs]
         scalars = [SCALARS + name for name in self._scalars]
-        self._compiled = Compiled(
+        self._code = compiled(
             program, torch, device, [*self._updates, *self._kept, *rows, *scalars], written=self._updates
         )
         self._constants: list[Any] = []
@@ -158,7 +173,7 @@ class CompiledRunner:
     def _stepped(self, batch: Sequence[Any], scalars: Sequence[Any]) -> Array:
         old, new = self._sets
         loss: Array
-        (loss,) = self._compiled([*old, *self._constants, *batch, *scalars, *new])
+        (loss,) = self._code([*old, *self._constants, *batch, *scalars, *new])
         self._sets = (new, old)
         return loss
 

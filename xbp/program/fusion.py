@@ -147,18 +147,21 @@ VIEWS = frozenset({"reshape", "matrix_transpose", "broadcast_to", "getitem"})
 
 
 class _Builder:
-    """Places operations one after the other, each into the last group that it fits: short lives, and no idle walks."""
+    """Places operations one after the other, each into the last group it fits: short lives, and no idle walks."""
 
     def __init__(self, program: Program) -> None:
         self.fused = Fused(program)
+        self.deferred: dict[Value, Operation] = {}
         for value in program.inputs.values():
             self._own(value)
-        self.memory = set(program.inputs.values()) | set(program.outputs.values())
         for op in program.operations:
-            if op.function not in ELEMENTWISE | REDUCTIONS | FREE | VIEWS:
-                self.memory.update(op.operands)
-                self.memory.add(op.result)
-        self.deferred: dict[Value, Operation] = {}
+            self.fused.makers[op.result] = op
+            view = viewed(op, self.fused.layouts)
+            if view is None:
+                self._own(op.result)
+            else:
+                self.fused.layouts[op.result] = view
+        self.memory = self._in_memory()
 
     def _own(self, value: Value) -> None:
         strides = contiguous(value.shape)
@@ -166,21 +169,27 @@ class _Builder:
             raise NotCompiled(f"{value.name} of shape {value.shape} grows with the square of the batch.")
         self.fused.layouts[value] = Layout(value, Linear(0), strides)
 
+    def _in_memory(self) -> set[Value]:
+        """Values that are in memory whatever the groups will be: for products, for outputs, and to be read askew."""
+        program, layouts = self.fused.program, self.fused.layouts
+        memory = set(program.inputs.values()) | {layouts[v].root for v in program.outputs.values()}
+        for op in program.operations:
+            if layouts[op.result].root is not op.result:
+                continue
+            if op.function not in ELEMENTWISE | REDUCTIONS | FREE:
+                memory.update(layouts[v].root for v in op.operands)
+                memory.add(op.result)
+            else:
+                memory.update(a.root for a in self._accesses(op) if not self._in_place(a))
+        return memory
+
     def add(self, op: Operation) -> None:
-        self.fused.makers[op.result] = op
-        view = viewed(op, self.fused.layouts)
-        if view is not None:
-            self.fused.layouts[op.result] = view
-            return
-        self._own(op.result)
-        for a in self._accesses(op):
-            if a.root in self.deferred and not self._in_place(a):
-                self._settle(a.root)
+        if self.fused.layouts[op.result].root is not op.result:
+            return  # a view
         if op.function not in ELEMENTWISE | REDUCTIONS | FREE:
             kind = "product" if op.function == "matmul" else "other"
-            for operand in op.operands:
-                self._settle(self.fused.layouts[operand].root)
             self._place(op, self._new(Group(kind)))
+            self.fused.stored.update(dict.fromkeys(self.fused.layouts[v].root for v in op.operands))
         elif self._cheap(op):
             self.deferred[op.result] = op
         else:
@@ -256,27 +265,18 @@ class _Builder:
         group.operations.append(op)
         self.fused.home[op.result] = number
 
-    def _settle(self, root: Value) -> None:
-        """Make sure that a value is in memory: a deferred one is computed after all."""
-        op = self.deferred.pop(root, None)
-        if op is not None:
-            self.memory.add(root)
-            for operand in op.operands:
-                inner = self.fused.layouts[operand].root
-                if inner in self.deferred:
-                    continue  # computed where it is read
-            self._fit(op)
-        self.fused.stored[root] = None
-
     def _new(self, group: Group) -> int:
         self.fused.groups.append(group)
         return len(self.fused.groups) - 1
 
     def finished(self) -> Fused:
-        for value in self.fused.program.outputs.values():
-            self._settle(self.fused.layouts[value].root)
-        self.fused.inlined = set(self.deferred)
-        return self.fused
+        fused = self.fused
+        fused.stored.update(dict.fromkeys(fused.layouts[v].root for v in fused.program.outputs.values()))
+        fused.inlined = set(self.deferred)
+        order = {op.result: i for i, op in enumerate(fused.program.operations)}
+        for group in fused.groups:
+            group.operations.sort(key=lambda op: order[op.result])
+        return fused
 
 
 def _walk(op: Operation) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A loop group as one function of LLVM's: what is fused becomes one walk over rows and columns.
 
 Within a row, the columns are walked as often as reductions along the row demand: a softmax walks three times, once for
-its maximum, once for the sum, once for what uses both. What one walk makes and a later one reads waits in a scratch row.
+its maximum, once for the sum, once for what uses both. What one walk makes and a later one reads waits beside it.
 Every pointer is `noalias`, which is what lets LLVM make vector instructions of the loops; so a value that takes another
 one's place in memory must come in as one pointer.
 """
@@ -18,10 +18,11 @@ from xbp.program.views import contiguous
 
 from .places import ONE, ZERO, Places, accesses, leaves
 from .reductions import Reduction
-from .scalars import converted, number, scalar
+from .scalars import MEMORY, converted, number, scalar
 
 __all__ = ["Loop"]
 
+STACK = 32_768  # bytes that one row of a value may take there
 LINE = 16  # entries: threads do not write into one another's cache lines
 ANSWERS = frozenset({"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"})
 
@@ -30,16 +31,17 @@ class Loop(Places):
     """Writes the function of one group; `text` is it, and `arguments` are the places in memory that it takes.
 
     parallel    whether the function takes its share of the work by `tid` and `nt`, or does all of it
-    scratch     values that wait in a row of their own, and are arguments too
+    extra       values that wait for a later walk in memory of their own, because a row of them is too long for the stack
     """
 
     def __init__(
         self, fused: Fused, group: Group, slots: dict[Value, str], declarations: set[str], parallel: bool
     ) -> None:
-        super().__init__(slots, declarations)
+        super().__init__(dict(slots), declarations)
         self._fused, self._group, self._parallel = fused, group, parallel
         self._made = {op.result for op in group.operations}
-        self.scratch: dict[Value, str] = {}
+        self.extra: dict[Value, str] = {}
+        self._stack: dict[Value, str] = {}  # values of which one row waits, on the stack of the thread
         self._levels: dict[Value, int] = {}
         self._row_values: dict[Any, str] = {}
         self._walk_values: dict[Any, str] | None = None
@@ -108,14 +110,24 @@ class Loop(Places):
             for a in self._leaves(op):
                 early = self._levels.get(a.root, self._levels[op.result]) < self._levels[op.result]
                 if a.root in self._made and self._full(a.root) and early and a.root not in self._slots:
-                    self.scratch.setdefault(a.root, f"scratch {a.root.name}")
+                    self._set_aside(a.root)
         return reductions
+
+    def _set_aside(self, value: Value) -> None:
+        """Keep a value for a later walk of the same row."""
+        columns = self._group.columns
+        if isinstance(columns, Dim) or columns * value.dtype.bits > 8 * STACK:
+            self.extra[value] = self._slots[value] = f"extra {value.name}"
+        else:
+            self._stack.setdefault(value, self._w.name())
 
     # --- the function ---------------------------------------------------------------------------------------------
 
     def _function(self) -> str:
         w = self._w
         w.start("entry")
+        for value, register in self._stack.items():
+            w.do(f"{register} = alloca [{self._group.columns} x {MEMORY[value.dtype.name]}], align 64")
         self._take_share()
         if self._flat:
             self._walk_columns(0)
@@ -205,8 +217,8 @@ class Loop(Places):
         for value, register in list(self._walk_values.items()):  # last: a value may take the place of one that is read
             if value in self._made and value in self._slots:
                 self._keep(value, register)
-            elif value in self.scratch:
-                self._store(self._pointer(self.scratch[value]), value.dtype, register, ZERO, ONE)
+            elif value in self._stack:
+                self._store(self._stack[value], value.dtype, register, ZERO, ONE)
         w.do(f"{following} = add nuw nsw i64 {self._column}, 1")
         self._loop_end(following, columns, body)
         self._walk_values, self._walk, self._column = None, -1, "0"
@@ -324,9 +336,9 @@ class Loop(Places):
         if a.root in self._fused.inlined:
             register = self._inlined(a.root, row != ZERO, column != ZERO)
         else:
-            slot = self._slots.get(a.root) or self.scratch[a.root]
-            row = ZERO if a.root in self.scratch else row
-            register = self._load(self._pointer(slot), a.root.dtype, a.offset, row, column)
+            waiting = self._stack.get(a.root)
+            pointer = waiting or self._pointer(self._slots[a.root])
+            register = self._load(pointer, a.root.dtype, a.offset, ZERO if waiting else row, column)
         scope[key] = register
         return register
 

@@ -182,11 +182,8 @@ class Module:
         f, slots = self.layouts, self._slots
         if group.kind == "loop":
             loop = Loop(f, group, slots, self._declarations, self.parallel)
-            for value, row in loop.scratch.items():
-                columns = size_of((space(value.shape)[1],))
-                assert columns is not None
-                width = BYTES[value.dtype.name]
-                self.blocks[row] = Block(Linear(columns.constant * width, columns.per_row * width), number, number)
+            for value, place in loop.extra.items():
+                self._block(place, value, number, number)
             return loop.text(name), loop.arguments
         (op,) = group.operations
         if group.kind == "product":

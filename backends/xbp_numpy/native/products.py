@@ -194,7 +194,7 @@ class Emitter:
         self, a: str, b: str, k: str, panels: tuple[str, str], step: int, width: int, rows: tuple[str, str]
     ) -> None:
         w, p, t = self._w, self._p, self._p.t
-        with Counted(w, panels[1], panels[0]) as panel:
+        with Counted(w, panels[1], panels[0], may_be_empty=self._parallel) as panel:
             column = w.new(f"mul i64 {panel.index}, {step}")
             target = w.new(f"getelementptr {t}, ptr %c, i64 {column}")
             if self._turned or self._packed:

@@ -29,6 +29,7 @@ from .threads import available_threads, team, yield_address
 __all__ = ["NativeFunction", "NativeRunner"]
 
 ALIGNMENT = 64
+COPIED = 4096  # bytes that are copied faster than their address is found out
 KEPT = 8  # batch sizes whose tables are kept
 
 
@@ -92,11 +93,23 @@ class _Prepared:
         self.offsets = offsets
         self.sync = np.zeros(8, np.int64)  # for a thread that works alone
         self.rows = {name: np.empty(bound(v.shape, n), v.dtype.name) for name, v in extra.items()}
+        self.own = {name: a.ctypes.data for name, a in self.rows.items()}
 
     def point(self, name: str, address: int) -> None:
         place = self.places.get(name)
         if place is not None:
             self.table[place] = address
+
+    def take(self, name: str, array: Any) -> object:
+        """Point to a part of the batch, and return what has to be kept alive for it; a small one is copied instead."""
+        rows = self.rows[name]
+        if rows.nbytes <= COPIED:
+            rows[...] = array
+            self.point(name, self.own[name])
+            return None
+        array = np.ascontiguousarray(array, rows.dtype)
+        self.point(name, array.__array_interface__["data"][0])
+        return array
 
 
 def _contiguous(array: Any, value: Value) -> np.ndarray:
@@ -158,16 +171,15 @@ class NativeRunner:
         return prepared
 
     def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
-        prepared = self._at(int(t.shape[0]))
-        kept = []
-        for name, array in inputs_of(x, t, w).items():
-            array = _contiguous(array, self._batch[name])
-            kept.append(array)
-            prepared.point(name, array.ctypes.data)
+        n = t.shape[0]
+        prepared = self._prepared.get(n) or self._at(n)
+        kept = [prepared.take(name, array) for name, array in inputs_of(x, t, w).items()]
         for name, slot in self._scalars.items():
             slot[()] = scalars[name]
-        self._native.call("step", prepared, int(t.shape[0]))
-        return prepared.loss[0]
+        self._native.call("step", prepared, n)
+        del kept  # arrays that only the table knows of have to live until here
+        loss: Array = prepared.loss[0]
+        return loss
 
     def run(self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]) -> Array:
         steps, n = index.shape
@@ -178,7 +190,7 @@ class NativeRunner:
             array = _contiguous(array, self._batch[name])
             kept.append(array)
             prepared.point(f"all {name}", array.ctypes.data)
-            prepared.point(name, prepared.rows[name].ctypes.data)
+            prepared.point(name, prepared.own[name])
         for name, slot in self._scalars.items():
             values = np.ascontiguousarray(scalars[name], slot.dtype)
             kept.append(values)

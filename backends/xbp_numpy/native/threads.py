@@ -26,10 +26,11 @@ __all__ = ["Team", "available_threads", "barrier", "team", "yield_address"]
 
 PATIENCE = 4000  # turns of waiting for one another before the core is offered to others
 IDLE = 40_000  # turns of looking for work before a helper sleeps
+MOST = 64  # threads
 LINE = 8  # 64-bit words of a cache line; each thread writes into one of its own
 
 # The words of the block through which work is handed out.
-SEQUENCE, FUNCTION, TABLE, ROWS, STEPS, THREADS, ASLEEP = 0, 1, 2, 3, 4, 5, LINE
+SEQUENCE, FUNCTION, TABLE, ROWS, STEPS, THREADS, ASLEEP, FINISHED = 0, 1, 2, 3, 4, 5, LINE, LINE + MOST
 
 
 def _pause(declarations: set[str]) -> str:
@@ -92,7 +93,7 @@ def _serve() -> str:
     lead(block, wake, f, ...): hand out work, wake who sleeps, and do one's own part.
 
     A helper says that it sleeps before it looks for the last time, and the leader writes the work before it looks who
-    sleeps: one of the two always sees the other.
+    sleeps: one of the two always sees the other. It returns when every helper has left the code, which may go away then.
     """
     declarations: set[str] = set()
     pause = _pause(declarations)
@@ -145,6 +146,9 @@ go:
   call void %f(ptr %table, i64 %n, i64 %steps, i64 %tid, i64 %nt)
   br label %finished
 finished:
+  %done_place = add i64 %tid, {FINISHED}
+  %done = getelementptr i64, ptr %block, i64 %done_place
+  store atomic i64 %now, ptr %done release, align 8
   br label %fresh
 }}
 
@@ -179,6 +183,23 @@ awake:
   br i1 %more, label %each, label %begin
 begin:
   call void %f(ptr %table, i64 %n, i64 %steps, i64 0, i64 %nt)
+  %number = add i64 %old, 1
+  br label %each_done
+each_done:
+  %u = phi i64 [ 1, %begin ], [ %u1, %left ]
+  %u_place = add i64 %u, {FINISHED}
+  %u_done = getelementptr i64, ptr %block, i64 %u_place
+  br label %stay
+stay:
+{pause}
+  %their = load atomic i64, ptr %u_done acquire, align 8
+  %inside = icmp ne i64 %their, %number
+  br i1 %inside, label %stay, label %left
+left:
+  %u1 = add i64 %u, 1
+  %rest = icmp slt i64 %u1, %nt
+  br i1 %rest, label %each_done, label %end
+end:
   ret void
 }}
 """
@@ -211,11 +232,11 @@ class Team:
         )
         self._wake = ctypes.CFUNCTYPE(ctypes.c_int, count)(self._wake_up)
         self._wake_address = ctypes.cast(self._wake, pointer).value
-        self._block = np.zeros(LINE + 256, np.int64)
+        self._block = np.zeros(LINE + 2 * MOST, np.int64)
         self._address = self._block.ctypes.data
         self._beds: list[threading.Semaphore] = []
         self._taken = threading.Lock()
-        self.sync = np.zeros(256 * LINE, np.int64)
+        self.sync = np.zeros(MOST * LINE, np.int64)
 
     @contextlib.contextmanager
     def together(self, threads: int) -> Iterator[int]:
@@ -273,7 +294,7 @@ def team() -> Team:
 def available_threads() -> int:
     """As many threads as NumPy's products may have: OMP_NUM_THREADS and threadpoolctl count, and so do the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, blas_threads(), 64))
+    return max(1, min(cores, blas_threads(), MOST))
 
 
 def _forget() -> None:
