@@ -9,9 +9,9 @@ import operator
 import numpy as np
 import pytest
 
-from xbp.errors import DTypeError, ShapeError
+from xbp.errors import DTypeError, RecordingError, ShapeError
 from xbp.kernels import affine, batch_norm, layer_norm, relu, softmax_cross_entropy
-from xbp.testing import Dim, RecordedArray, Recorder, RecordingError, RecordingNamespace
+from xbp.program import Dim, RecordedArray, Recorder, RecordingNamespace
 from xbp.typing import Array, Namespace
 
 # names

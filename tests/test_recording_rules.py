@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from xbp.errors import XBPError
-from xbp.testing import Recorder
+from xbp.program import Recorder
 from xbp.typing import device_of
 
 strict = pytest.importorskip("array_api_strict", reason="needs array-api-strict, the judge of the recorder's rules")

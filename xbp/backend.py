@@ -176,6 +176,10 @@ class Backend:
         name: str = array_api_compat.array_namespace(value).__name__
         return name.removeprefix("array_api_compat.").split(".")[0]
 
+    def packed(self, array: Array) -> Array:
+        """The array as engines read it fastest, which may be a copy; for data that is read in every epoch."""
+        return array
+
     def active(self) -> AbstractContextManager[object]:
         """The context to compute in. Only a library that keeps a current device a thread, as CuPy does, needs it."""
         return nullcontext()

@@ -88,7 +88,7 @@ def load(cls: Any, path: str | Path, backend: str | Backend, engine: str | None,
             clip_norm=settings["clip_norm"],
             accumulate=settings["accumulate"],
             trainable=tuple(settings["trainable"]),
-            engine=settings["engine"] if engine is None else engine,
+            engine=_engine_here(settings["engine"], model.backend) if engine is None else engine,
         )
         trainer.epoch, trainer.steps = int(settings["epoch"]), int(settings["steps"])
         trainer.history = {name: [float(v) for v in values] for name, values in settings["history"].items()}
@@ -101,6 +101,11 @@ def load(cls: Any, path: str | Path, backend: str | Backend, engine: str | None,
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the description of the training is damaged ({error!r}).") from error
     return trainer
+
+
+def _engine_here(engine: str, backend: Backend) -> str:
+    """The engine of the file; where this machine or backend does not have it, the best of those that it has."""
+    return engine if engine in backend.engines else "auto"
 
 
 def _section(

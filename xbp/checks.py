@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection
+from typing import Any
 
 from .backend import Backend
-from .data import output_width
+from .data import output_width, prepare_batch
 from .errors import ShapeError, unknown_name
 from .layers import BatchNorm, ReLU, Sigmoid, Softmax, Tanh
 from .losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from .model import Model
 from .optimizers import Names, Optimizer, selects
 
-__all__ = ["check_fit", "check_trainer", "chosen_engine", "trainable_names", "whole_number"]
+__all__ = ["Gate", "check_fit", "check_trainer", "chosen_engine", "trainable_names", "whole_number"]
 
 
 def check_trainer(model: object, loss: object, optimizer: object, clip_norm: float | None, accumulate: int) -> None:
@@ -75,6 +76,31 @@ def check_fit(model: Model, n: int, batch_size: int | None) -> None:
             f"BatchNorm ({', '.join(names)}) cannot train on a batch of one row, which has no variance: {n} rows in "
             f"batches of {size} leave one of {min(last, int(size))}. Choose another batch_size."
         )
+
+
+class Gate:
+    """The way in for single batches: checked when they look new, passed when they look like the last one."""
+
+    def __init__(self, model: Model, loss: Loss) -> None:
+        self._model, self._loss = model, loss
+        self._known: tuple[object, ...] = ()
+
+    def passed(self, x: Any, t: Any, w: Any) -> tuple[Any, Any, Any]:
+        """The batch on the device. Raises `ShapeError` and `DTypeError`; values are not looked at."""
+        given = (x, t, w)
+        look = (*_look(x), *_look(t), *_look(w))
+        if look == self._known:
+            return given
+        batch = prepare_batch(self._model, self._loss, x, t, w)
+        check_fit(self._model, int(batch[1].shape[0]), None)
+        untouched = all(a is b for a, b in zip(batch, given, strict=True))
+        self._known = look if untouched else ()
+        return batch
+
+
+def _look(a: Any) -> tuple[object, object, object]:
+    """Type, dtype and shape of an array: all that is checked of a batch."""
+    return type(a), getattr(a, "dtype", None), getattr(a, "shape", None)
 
 
 def chosen_engine(backend: Backend, engine: str) -> str:

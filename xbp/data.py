@@ -140,7 +140,7 @@ def open_rows(model: Model, loss: Loss, x: Any, t: Any, w: Any, *, what: str = "
         host_w = None if weights is None else backend.to_host(weights)
         single = arrays if isinstance(x, Mapping) else next(iter(arrays.values()))
         return Rows(single, host_t, host_w, n, False, backend, model.dtype)
-    moved = {name: taken(name, a, backend, model.dtype) for name, a in arrays.items()}
+    moved = {name: backend.packed(taken(name, a, backend, model.dtype)) for name, a in arrays.items()}
     inputs: Inputs = moved if isinstance(x, Mapping) else next(iter(moved.values()))
     return Rows(inputs, targets, weights, n, True, backend, model.dtype)
 
@@ -196,6 +196,11 @@ def prepare_batch(model: Model, loss: Loss, x: Any, t: Any, w: Any) -> tuple[Inp
     n = length(arrays)
     if n == 0:
         raise ShapeError("The batch is empty: x has no rows.")
+    for name, a in arrays.items():
+        if a.ndim == 0 or a.shape[0] != n:
+            raise ShapeError(
+                f"The inputs differ in their number of rows: {name!r} has shape {tuple(a.shape)}, not {n} rows."
+            )
     moved = {name: taken(name, a, backend, model.dtype) for name, a in arrays.items()}
     t = host_or_own("t", t, backend)
     if not backend.owns(t):

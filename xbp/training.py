@@ -12,8 +12,8 @@ import numpy as np
 from . import checkpoint
 from .backend import Backend, on_device
 from .callbacks import Callback, Progress, check_callbacks
-from .checks import check_fit, check_trainer, chosen_engine, trainable_names, whole_number
-from .data import Batches, Order, Rows, is_stream, open_rows, prepare_batch
+from .checks import Gate, check_fit, check_trainer, chosen_engine, trainable_names, whole_number
+from .data import Batches, Order, Rows, is_stream, open_rows
 from .engine import Engine
 from .errors import DataError, NonFiniteLoss
 from .interrupt import Interrupt
@@ -85,7 +85,7 @@ class Trainer:
         )
         self._state = optimizer.init({name: model.params[name] for name in self._step.trainable})
         self._engine = Engine(self._step, model.backend, chosen_engine(model.backend, engine))
-        self._known_look: tuple[object, ...] = ()
+        self._gate = Gate(model, loss)
         self._version = -1  # of the weights that the engine has; it has none yet
 
     # --- settings -------------------------------------------------------------------------------------------------
@@ -154,13 +154,7 @@ class Trainer:
 
         Shapes and dtypes are checked (`ShapeError`, `DTypeError`), values are not.
         """
-        look = (*_look(x), *_look(t), *_look(sample_weight))
-        batch: tuple[Any, Any, Any] = (x, t, sample_weight)
-        if look != self._known_look:  # what looks like the batch before has passed all checks
-            batch = prepare_batch(self.model, self.loss, x, t, sample_weight)
-            check_fit(self.model, int(batch[1].shape[0]), None)
-            as_it_is = all(a is b for a, b in zip(batch, (x, t, sample_weight), strict=True))
-            self._known_look = look if as_it_is else ()
+        batch = self._gate.passed(x, t, sample_weight)
         loss = self._run_engine().step(*batch, self._scalars.single(self.steps))
         self._advanced(1)
         return loss
@@ -403,8 +397,3 @@ class Trainer:
         loaded: Self = checkpoint.load(cls, path, backend, engine, custom or {})
         loaded._run_engine()  # so that the model predicts as it did when it was saved
         return loaded
-
-
-def _look(a: Any) -> tuple[object, object, object]:
-    """Type, dtype and shape of an array: all that is checked of a batch."""
-    return type(a), getattr(a, "dtype", None), getattr(a, "shape", None)

@@ -41,6 +41,9 @@ class NumpyBackend(Backend):
         """The step as machine code, where llvmlite is installed; as prepared calls of NumPy; as it is written."""
         return ("numba", "planned", "eager") if find_spec("llvmlite") else ("planned", "eager")
 
+    def packed(self, array: Array) -> Array:
+        return cast(Array, np.ascontiguousarray(array))
+
     def compile(self, program: Program, engine: str) -> Runner:
         if engine not in _RUNNERS:
             raise self._without(engine)

@@ -1,14 +1,14 @@
 """Fusion: which operations share one pass over memory.
 
-A loop group walks over R rows of C columns once. In it are element-by-element operations and the reductions of what they
-make: along a row, whose result the same row may use at once (a softmax with its loss and gradient is one group), down
-the columns, and over everything, whose results are complete when the walk ends. Products, and what is no loop of this
-kind, are groups of their own. Engines turn groups into compiled loops or kernels; nothing here knows which.
+A loop group walks over R rows of C columns once. In it are element-by-element operations and the reductions of what
+they make: along a row, whose result the same row may use at once (a softmax with its loss and gradient is one group),
+down the columns, and over everything, whose results are complete when the walk ends. Products, and what is no loop of
+this kind, are groups of their own. Engines turn groups into compiled loops or kernels; nothing here knows which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,13 +18,15 @@ from .program import Operation, Program
 from .records import KINDS
 from .shapes import Shape
 from .values import Value
-from .views import Layout, Linear, constant, contiguous, size_of, spread, viewed
+from .views import Layout, Linear, constant, contiguous, linear, size_of, spread, viewed
 
 __all__ = ["ELEMENTWISE", "REDUCTIONS", "Access", "Fused", "Group", "fused", "reduction_kind", "space"]
 
 ELEMENTWISE = frozenset(KINDS) | {"where", "astype"}
 REDUCTIONS = frozenset({"sum", "mean", "max", "min", "all", "argmax"})
 FREE = frozenset({"full", "arange"})  # made where they are needed, out of nothing
+WALKED = ELEMENTWISE | REDUCTIONS
+LOOPED = WALKED | FREE  # what loops are made of
 CHEAP = frozenset(
     {"astype", "negative", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
     | {"bitwise_and", "bitwise_or", "bitwise_invert"}
@@ -81,9 +83,16 @@ class Fused:
     stored: dict[Value, None] = field(default_factory=dict)  # in the order of their first reading
     makers: dict[Value, Operation] = field(default_factory=dict)
     inlined: set[Value] = field(default_factory=set)
+    _seen: dict[tuple[Value, Shape], Access] = field(default_factory=dict, init=False, repr=False)
 
     def access(self, operand: Value, shape: Shape) -> Access:
         """The operand, broadcast to the shape of the operation that reads it, as rows and columns."""
+        access = self._seen.get((operand, shape))
+        if access is None:
+            access = self._seen[operand, shape] = self._access(operand, shape)
+        return access
+
+    def _access(self, operand: Value, shape: Shape) -> Access:
         layout = self.layouts[operand]
         strides = spread(operand.shape, layout.strides, shape)
         if len(shape) == 0:
@@ -101,8 +110,8 @@ class Fused:
         if all(constant(s, 0) for s, _ in kept):
             return Access(layout.root, layout.offset, strides[0], Linear(0))
         raise NotCompiled(
-            f"Operand {operand.name} of shape {operand.shape} is repeated along an inner axis of {shape}, which loops do "
-            "not walk."
+            f"Operand {operand.name} of shape {operand.shape} is repeated along an inner axis of {shape}, which loops "
+            "do not walk."
         )
 
 
@@ -118,10 +127,11 @@ def _early_first(program: Program) -> list[Operation]:
     """Small operations that wait for no product come first, so that no group has to be cut for their sake."""
     late: set[Value] = set()
     early, rest = [], []
+    inputs = set(program.inputs.values())
     for op in program.operations:
-        waits = op.function not in ELEMENTWISE | REDUCTIONS | FREE and op.function not in VIEWS
-        waits = waits or any(v in late for v in op.operands)
-        if waits or any(space(v.shape)[1] != 1 for v in (op.result, *op.operands)):
+        waits = (op.function not in LOOPED and op.function not in VIEWS) or not late.isdisjoint(op.operands)
+        # What is wide is late, unless it is an input.
+        if waits or any([space(v.shape)[1] != 1 for v in (op.result, *op.operands) if v is op.result or v in inputs]):
             late.add(op.result)
             rest.append(op)
         else:
@@ -134,9 +144,10 @@ def _where_first_read(operations: list[Operation], program: Program) -> list[Ope
     inputs = set(program.inputs.values())
     waiting = {op.result: op for op in operations if op.operands and inputs.issuperset(op.operands)}
     waiting = {v: op for v, op in waiting.items() if op.function in ELEMENTWISE}
+    outputs = set(program.outputs.values())
     moved: list[Operation] = []
     for op in operations:
-        if op.result in waiting and op.result not in program.outputs.values():
+        if op.result in waiting and op.result not in outputs:
             continue
         moved += [waiting.pop(v) for v in dict.fromkeys(op.operands) if v in waiting]
         moved.append(op)
@@ -176,7 +187,7 @@ class _Builder:
         for op in program.operations:
             if layouts[op.result].root is not op.result:
                 continue
-            if op.function not in ELEMENTWISE | REDUCTIONS | FREE:
+            if op.function not in LOOPED:
                 memory.update(layouts[v].root for v in op.operands)
                 memory.add(op.result)
             else:
@@ -186,7 +197,7 @@ class _Builder:
     def add(self, op: Operation) -> None:
         if self.fused.layouts[op.result].root is not op.result:
             return  # a view
-        if op.function not in ELEMENTWISE | REDUCTIONS | FREE:
+        if op.function not in LOOPED:
             kind = "product" if op.function == "matmul" else "other"
             self._place(op, self._new(Group(kind)))
             self.fused.stored.update(dict.fromkeys(self.fused.layouts[v].root for v in op.operands))
@@ -204,15 +215,18 @@ class _Builder:
 
     def _fit(self, op: Operation) -> None:
         rows, columns = _walk(op)
-        for number in range(len(self.fused.groups) - 1, self._earliest(op) - 1, -1):
-            if self._fits(op, rows, columns, number):
-                self._place(op, number)
-                return
-        self._place(op, self._new(Group("loop", rows, columns)))
+        reads = list(self._roots(op))
+        earliest = max([self.fused.home.get(a.root, 0) for a in reads], default=0)
+        for number in range(len(self.fused.groups) - 1, earliest - 1, -1):
+            if self._fits(reads, rows, columns, number):
+                break
+        else:
+            number = self._new(Group("loop", rows, columns))
+        self._place(op, number, columns, reads)
 
     def _accesses(self, op: Operation) -> list[Access]:
         """What the operation reads, seen from its loop."""
-        if op.function not in ELEMENTWISE | REDUCTIONS:
+        if op.function not in WALKED:
             return []
         shape = op.operands[0].shape if op.function in REDUCTIONS else op.result.shape
         return [self.fused.access(operand, shape) for operand in op.operands]
@@ -225,19 +239,14 @@ class _Builder:
             else:
                 yield access
 
-    def _earliest(self, op: Operation) -> int:
-        return max((self.fused.home.get(a.root, 0) for a in self._roots(op)), default=0)
-
-    def _fits(self, op: Operation, rows: int, columns: int, number: int) -> bool:
+    def _fits(self, reads: list[Access], rows: int, columns: int, number: int) -> bool:
         group = self.fused.groups[number]
         if group.kind != "loop" or not shapes.same(rows, group.rows):
             return False
         if columns != 1 and group.columns != 1 and not shapes.same(columns, group.columns):
             return False
-        for a in self._roots(op):
-            if self.fused.home.get(a.root) == number and not self._at_hand(a, group):
-                return False
-        return True
+        home = self.fused.home
+        return all([home.get(a.root) != number or self._at_hand(a, group) for a in reads])
 
     def _at_hand(self, a: Access, group: Group) -> bool:
         """Whether a value made in the group is known to the loop where it is read: the same entry, or its row's."""
@@ -247,21 +256,18 @@ class _Builder:
         return self._in_place(a) and (group.rows == 1 or not constant(a.row, 0))
 
     def _in_place(self, a: Access) -> bool:
-        """Whether entry (i, j) of the loop reads entry (i, j) of the value, or (i, 0), (0, j) where it has only those."""
-        rows, columns = space(a.root.shape)
-        plain = contiguous((rows, columns))
-        if plain is None or not constant(a.offset, 0):
+        """Whether entry (i, j) of the loop reads entry (i, j) of the value, or (i, 0), (0, j) if it has no more."""
+        columns = linear(space(a.root.shape)[1])
+        if not constant(a.offset, 0) or (a.row != columns and not constant(a.row, 0)):
             return False
-        return (a.row == plain[0] or constant(a.row, 0)) and (constant(a.column, 1) or columns == 1)
+        return constant(a.column, 1) or constant(columns, 1)
 
-    def _place(self, op: Operation, number: int) -> None:
+    def _place(self, op: Operation, number: int, columns: int = 1, reads: Sequence[Access] = ()) -> None:
         group = self.fused.groups[number]
-        if group.kind == "loop":
-            columns = _walk(op)[1]
-            group.columns = columns if group.columns == 1 else group.columns
-            for a in self._roots(op):
-                if self.fused.home.get(a.root, number) != number or a.root not in self.fused.home:
-                    self.fused.stored[a.root] = None
+        group.columns = columns if group.columns == 1 else group.columns
+        for a in reads:
+            if self.fused.home.get(a.root) != number:
+                self.fused.stored[a.root] = None
         group.operations.append(op)
         self.fused.home[op.result] = number
 

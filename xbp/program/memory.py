@@ -1,7 +1,7 @@
 """The memory plan: values that are never alive together share one place in a static arena.
 
-An engine that writes into prepared memory allocates nothing while it runs, and touches fewer pages: what a step needs is
-known before its first operation.
+An engine that writes into prepared memory allocates nothing while it runs, and touches fewer pages: what a step needs
+is known before its first operation.
 """
 
 from __future__ import annotations

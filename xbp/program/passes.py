@@ -36,8 +36,9 @@ def _rewritten(program: Program, visit: Callable[[Operation, dict[Value, Operati
     made: dict[Value, Operation] = {}
     kept: list[Operation] = []
     for operation in program.operations:
-        arguments = tuple([instead.get(a, a) if isinstance(a, Value) else a for a in operation.arguments])
-        new = visit(replace(operation, arguments=arguments), made)
+        if not instead.keys().isdisjoint(operation.operands):
+            operation = operation.on([instead.get(a, a) if isinstance(a, Value) else a for a in operation.arguments])
+        new = visit(operation, made)
         if isinstance(new, Value):
             instead[operation.result] = new
             continue
@@ -102,7 +103,7 @@ def _fill(op: Operation, value: float) -> Operation:
 
 def _with_axes(op: Operation) -> Operation:
     axes = tuple(sorted(shapes.reduced_axes(op.operands[0].shape, op.options["axis"])))
-    return replace(op, options={"axis": axes, "keepdims": op.options["keepdims"]})
+    return replace(op, options={**op.options, "axis": axes})
 
 
 def _counted(op: Operation, made: Mapping[Value, Operation]) -> Operation | None:
@@ -125,8 +126,9 @@ def without_copies(program: Program) -> Program:
     known: dict[Any, Value] = {}
 
     def visit(op: Operation, made: Mapping[Value, Operation]) -> Operation | Value:
-        arguments = tuple([id(a) if isinstance(a, Value) else repr(a) for a in op.arguments])
-        key = (op.function, arguments, repr(op.options), op.result.dtype.name, str(op.result.shape))
+        # The shape of the result follows from these. Numbers count as they are written: 1 and 1.0 and -0.0 differ.
+        arguments = tuple([a if isinstance(a, Value) else repr(a) for a in op.arguments])
+        key = (op.function, arguments, repr(op.options) if op.options else "", op.result.dtype.name)
         if key in known:
             return known[key]
         known[key] = op.result
@@ -155,12 +157,10 @@ def renumbered(program: Program) -> Program:
     for i, op in enumerate(program.operations):
         new[op.result] = Value(f"%{i}", op.result.shape, op.result.dtype)
     operations = tuple(
-        replace(
-            op,
-            arguments=tuple([new.get(a, a) if isinstance(a, Value) else a for a in op.arguments]),
-            result=new[op.result],
-        )
-        for op in program.operations
+        [
+            op.on([new.get(a, a) if isinstance(a, Value) else a for a in op.arguments], new[op.result])
+            for op in program.operations
+        ]
     )
     outputs = {name: new.get(value, value) for name, value in program.outputs.items()}
     return replace(program, operations=operations, outputs=outputs)

@@ -7,8 +7,8 @@ batch size N. Whatever an engine does with it, the answer must be the interprete
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -30,11 +30,15 @@ class Operation:
     options: Mapping[str, Any]
     result: Value
     origin: str = ""
+    operands: tuple[Value, ...] = field(init=False, repr=False)  # the arguments that are arrays
 
-    @property
-    def operands(self) -> tuple[Value, ...]:
-        """The arguments that are arrays."""
-        return tuple([a for a in self.arguments if isinstance(a, Value)])
+    def __post_init__(self) -> None:
+        operands = tuple([a for a in self.arguments if isinstance(a, Value)])
+        object.__setattr__(self, "operands", operands)
+
+    def on(self, arguments: Sequence[Value | float], result: Value | None = None) -> Operation:
+        """The same with other arguments, and perhaps another result."""
+        return Operation(self.function, tuple(arguments), self.options, result or self.result, self.origin)
 
     def __str__(self) -> str:
         words = [a.name if isinstance(a, Value) else repr(a) for a in self.arguments]

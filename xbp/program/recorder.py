@@ -153,12 +153,13 @@ class RecordingNamespace:
         keepdims: bool_ = False,
     ) -> RecordedArray:
         self._record.check("sum", x)
+        given = {} if dtype is None else {"dtype": dtype}
         if dtype is None:
             # A sum of integers has the default integer dtype, which here is int64, as on most libraries.
             dtype = self.int64 if x.dtype.kind == "integral" else x.dtype
         elif _as_dtype(dtype).kind != x.dtype.kind:
             raise DTypeError(f"sum of {x.dtype} as {dtype}: cast with xp.astype first.")
-        return self._reduce("sum", x, axis, keepdims, NUMERIC, dtype)
+        return self._reduce("sum", x, axis, keepdims, NUMERIC, dtype, **given)
 
     def _reduce(
         self,
@@ -167,14 +168,15 @@ class RecordingNamespace:
         axis: Axis,
         keepdims: bool_,
         kinds: frozenset[str],
-        dtype: RecordedDType | None = None,
+        answer: RecordedDType | None = None,
+        **options: Any,
     ) -> RecordedArray:
         self._record.check(function, x)
         _require(function, x, kinds)
         if function in ("argmax", "max", "min") and any(x.shape[i] == 0 for i in shapes.reduced_axes(x.shape, axis)):
             raise ShapeError(f"{function} of nothing has no value: shape {x.shape}, axis={axis}.")
         shape = shapes.reduced(x.shape, axis, keepdims)
-        return self._record.note(function, (x,), shape, dtype or x.dtype, axis=axis, keepdims=keepdims)
+        return self._record.note(function, (x,), shape, answer or x.dtype, axis=axis, keepdims=keepdims, **options)
 
     # shape and selection
 

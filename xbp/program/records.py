@@ -42,8 +42,10 @@ DEVICE = RecordingDevice()
 
 def promoted(dtypes: Sequence[RecordedDType]) -> RecordedDType:
     """The wider one of a kind; kinds do not mix."""
-    kinds = sorted({d.kind for d in dtypes})
-    if len(kinds) > 1:
+    first = dtypes[0]
+    if all([d is first for d in dtypes]):
+        return first
+    if any([d.kind != first.kind for d in dtypes]):
         raise DTypeError(
             f"Arrays of {' and '.join(d.name for d in dtypes)} do not mix: the standard promotes within a kind only. "
             "Cast with xp.astype, or choose with xp.where."
@@ -206,7 +208,7 @@ class Record:
     ) -> RecordedArray:
         """Add a line to the record; returns its result."""
         result = Value(f"%{len(self.operations)}", shape, dtype)
-        operands = tuple(a.value if isinstance(a, RecordedArray) else a for a in arguments)
+        operands = tuple([a.value if isinstance(a, RecordedArray) else a for a in arguments])
         self.operations.append(Operation(function, operands, options, result, self.origin))
         return RecordedArray(self, result)
 
@@ -219,7 +221,7 @@ class Record:
             raise DTypeError(f"{function} takes {' or '.join(sorted(KINDS[function]))} arrays, not {dtype}.")
         arguments = [x if isinstance(x, RecordedArray) else as_scalar(x, dtype) for x in operands]
         answer = DTYPES["bool"] if function in ANSWERS_BOOL else dtype
-        return self.note(function, arguments, shapes.broadcast(*(x.shape for x in arrays)), answer)
+        return self.note(function, arguments, shapes.broadcast(*[x.shape for x in arrays]), answer)
 
     def check(self, function: str, *arrays: object) -> None:
         """That there is an array, and that all are arrays of this recording."""

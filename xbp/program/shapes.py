@@ -84,7 +84,7 @@ def text(shape: Sequence[int]) -> str:
 
 
 def as_shape(shape: object) -> Shape:
-    if not isinstance(shape, tuple) or not all(isinstance(n, SupportsIndex) for n in shape):
+    if not isinstance(shape, tuple) or not all(isinstance(n, int | SupportsIndex) for n in shape):
         raise ShapeError(f"A shape is a tuple of integers, such as (3,) or x.shape; {shape!r} is none.")
     return tuple(n if isinstance(n, Dim) else int(n) for n in shape)
 
@@ -98,10 +98,13 @@ def as_axis(axis: int, ndim: int) -> int:
 
 def same(a: int, b: int) -> bool:
     """Whether two lengths are equal for every batch size, not only for the one that is recorded."""
-    return a == b and str(a) == str(b)
+    return a is b or (a == b and getattr(a, "times", 0) == getattr(b, "times", 0))
 
 
 def broadcast(*shapes: Shape) -> Shape:
+    first = shapes[0]
+    if all([s is first or not s or (s == first and all(map(same, s, first))) for s in shapes]):
+        return first  # most often, and quickly told
     out: list[int] = []
     for lengths in zip_longest(*(reversed(s) for s in shapes), fillvalue=1):
         wide = [n for n in lengths if isinstance(n, Dim) or n != 1]  # a batch that happens to hold one row is no 1

@@ -5,6 +5,7 @@ Offsets and strides count entries. They may grow with the batch size, so each is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from .program import Operation
 from .shapes import Dim, Shape
 from .values import Value
 
-__all__ = ["Layout", "Linear", "contiguous", "constant", "linear", "size_of", "times", "viewed"]
+__all__ = ["Layout", "Linear", "constant", "contiguous", "linear", "size_of", "times", "viewed"]
 
 
 class Linear(NamedTuple):
@@ -55,21 +56,21 @@ def _scaled(a: Linear, factor: int) -> Linear:
 
 def size_of(shape: Shape) -> Linear | None:
     """The number of entries; None where it grows faster than N."""
-    total: Linear | None = Linear(1)
-    for length in shape:
-        total = times(total, linear(length)) if total is not None else None
-    return total
+    symbols = sum([isinstance(length, Dim) for length in shape])
+    size = math.prod([length.times if isinstance(length, Dim) else length for length in shape])
+    return None if symbols > 1 else Linear(0, size) if symbols else Linear(size)
 
 
 def contiguous(shape: Shape) -> tuple[Linear, ...] | None:
     """The strides of rows that lie one after the other; None where one would grow faster than N."""
     strides: list[Linear] = []
-    step: Linear | None = Linear(1)
+    step, symbols = 1, 0  # the step is that number, times N for each symbol
     for length in reversed(shape):
-        if step is None:
+        if symbols > 1:
             return None
-        strides.append(step)
-        step = times(step, linear(length))
+        strides.append(Linear(0, step) if symbols else Linear(step))
+        symbols += isinstance(length, Dim)
+        step *= length.times if isinstance(length, Dim) else length
     return tuple(reversed(strides))
 
 

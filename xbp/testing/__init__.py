@@ -4,26 +4,18 @@ spaces, space                         where arrays may live: numpy, read-only nu
 assert_close                          values, and dtype, shape, library and device besides
 numerical_gradient, check_backward    gradients of a function, of a kernel against central differences
 check_gradients                       those of a whole network, by the name of the parameter
-Recorder                              a namespace that computes nothing and notes every operation
 """
 
 from __future__ import annotations
 
-from ..errors import RecordingError
-from ..program import Dim, RecordedArray, Recorder, RecordingNamespace
 from .assertions import assert_close
 from .gradients import check_backward, numerical_gradient
 from .network_gradients import GradientReport, GradientRow, check_gradients
 from .spaces import Space, space, spaces
 
 __all__ = [
-    "Dim",
     "GradientReport",
     "GradientRow",
-    "RecordedArray",
-    "Recorder",
-    "RecordingError",
-    "RecordingNamespace",
     "Space",
     "assert_close",
     "check_backward",

@@ -10,7 +10,8 @@ import ctypes
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,12 +29,15 @@ class Blas(NamedTuple):
     integer: str
 
 
+def _library() -> ctypes.CDLL:
+    """The extension module that is linked to NumPy's BLAS: looked up in it, the BLAS' names are found."""
+    return ctypes.CDLL(str(import_module("numpy._core._multiarray_umath").__file__))
+
+
 @cache
 def numpy_blas() -> Blas | None:
     """The products of the BLAS behind NumPy's matmul; None where it hides them, as some builds do."""
-    from numpy._core import _multiarray_umath  # the extension module that is linked to it
-
-    library = ctypes.CDLL(_multiarray_umath.__file__)
+    library = _library()
     for pattern, bits in NAMES:
         try:
             found = [getattr(library, pattern.format(name)) for name in ("sgemm", "dgemm")]
@@ -48,9 +52,7 @@ def numpy_blas() -> Blas | None:
 @cache
 def _thread_count() -> Callable[[], int] | None:
     """OpenBLAS' own answer to how many threads it uses; None for other libraries."""
-    from numpy._core import _multiarray_umath  # as above
-
-    library = ctypes.CDLL(_multiarray_umath.__file__)
+    library = _library()
     for name in ("scipy_openblas_get_num_threads64_", "openblas_get_num_threads64_", "openblas_get_num_threads"):
         function: Callable[[], int] | None = getattr(library, name, None)
         if function is not None:
@@ -67,7 +69,7 @@ def blas_threads() -> int:
     return int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1
 
 
-def _right(dgemm: ctypes._CFuncPtr, bits: int) -> bool:
+def _right(dgemm: Any, bits: int) -> bool:
     """Whether a product comes out right: the name alone does not prove how wide the integers are."""
     integer = ctypes.c_int64 if bits == 64 else ctypes.c_int32
     a, b, c = np.arange(6.0).reshape(2, 3), np.arange(12.0).reshape(3, 4), np.zeros((2, 4))

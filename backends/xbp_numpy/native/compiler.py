@@ -8,7 +8,6 @@ is not loaded.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import os
 import stat
@@ -145,8 +144,3 @@ def _write(path: Path, code: bytes) -> None:
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise
-
-
-def function(code: Code, name: str, *types: Any) -> Any:
-    """A compiled function to call from Python; the interpreter is free for other threads meanwhile."""
-    return ctypes.CFUNCTYPE(None, *types)(code.address(name))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from xbp.errors import NotCompiled
 from xbp.program import Operation, Value
 from xbp.program.fusion import Fused
-from xbp.program.views import Linear, contiguous, linear, times
+from xbp.program.views import Layout, Linear, contiguous, linear, times
 
 from .scalars import MEMORY, number
 from .writer import Counted, Writer
@@ -68,17 +69,17 @@ class Copy:
         assert strides is not None  # the fusion has made sure
         return strides
 
-    def _each(self, lengths: Sequence[int], indices: list[str], entry: object) -> None:
+    def _each(self, lengths: Sequence[int], indices: list[str], entry: Callable[[list[str]], None]) -> None:
         """Nested loops over the lengths; `entry(indices)` writes the innermost."""
         if len(indices) == len(lengths):
-            entry(indices)  # type: ignore[operator]
+            entry(indices)
             return
         with Counted(self._w, self._linear(linear(lengths[len(indices)]))) as loop:
             self._each(lengths, [*indices, loop.index], entry)
 
     def _joined(self) -> None:
         """concat and stack: each operand at its place along the axis."""
-        w, op = self._w, self._op
+        op = self._op
         axis = op.options["axis"] % op.result.ndim
         out = self._strides(op.result)
         start = Linear(0)
@@ -89,14 +90,16 @@ class Copy:
             if offset is None or value.dtype != op.result.dtype:
                 raise NotCompiled(f"{op} joins arrays of two dtypes, or along the batch, which is not compiled.")
 
-            def entry(indices: list[str], i: int = i, layout: object = layout, at: Linear = offset) -> None:
-                source = self._at(f"%s{i}", layout.offset, list(zip(indices, layout.strides, strict=True)), self._t)  # type: ignore[attr-defined]
-                target = self._at("%out", at, list(zip(indices, inner, strict=True)), self._t)
-                w.do(f"store {self._t} {w.new(f'load {self._t}, ptr {source}')}, ptr {target}")
-
-            self._each(value.shape, [], entry)
+            self._each(value.shape, [], partial(self._entry, f"%s{i}", layout, offset, inner))
             length = linear(value.shape[axis]) if op.function == "concat" else Linear(1)
             start = Linear(start.constant + length.constant, start.per_row + length.per_row)
+
+    def _entry(self, source: str, layout: Layout, at: Linear, strides: tuple[Linear, ...], indices: list[str]) -> None:
+        """Copy one entry, from where the layout has it to the strides of the result."""
+        w, t = self._w, self._t
+        address = self._at(source, layout.offset, list(zip(indices, layout.strides, strict=True)), t)
+        target = self._at("%out", at, list(zip(indices, strides, strict=True)), t)
+        w.do(f"store {t} {w.new(f'load {t}, ptr {address}')}, ptr {target}")
 
     def _taken(self) -> None:
         w, op = self._w, self._op

@@ -31,7 +31,7 @@ class Loop(Places):
     """Writes the function of one group; `text` is it, and `arguments` are the places in memory that it takes.
 
     parallel    whether the function takes its share of the work by `tid` and `nt`, or does all of it
-    extra       values that wait for a later walk in memory of their own, because a row of them is too long for the stack
+    extra       values that wait for a later walk in memory of their own: a row of them is too long for the stack
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class Loop(Places):
 
     def text(self, name: str) -> str:
         pointers = "".join(f"ptr noalias {p}, " for p in self._pointers.values())
-        return f"define internal void @{name}({pointers}i64 %n, i64 %tid, i64 %nt) noinline nounwind {{\n{self._body}\n}}\n"
+        head = f"define internal void @{name}({pointers}i64 %n, i64 %tid, i64 %nt) noinline nounwind {{"
+        return f"{head}\n{self._body}\n}}\n"
 
     # --- the plan -------------------------------------------------------------------------------------------------
 

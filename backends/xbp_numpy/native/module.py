@@ -3,8 +3,8 @@
     step(table, n, steps, tid, nt)    every group once; `table` holds the address of each place in memory
     run(table, n, steps, tid, nt)     steps in a row: rows gathered by index, scalars of the step, the losses kept
 
-The batch size is an argument, so a partial last batch runs the same code; only the places move with it. Where the work is
-worth it, nt threads call the same function, each with its number, and wait for one another after every group.
+The batch size is an argument, so a partial last batch runs the same code; only the places move with it. Where the work
+is worth it, nt threads call the same function, each with its number, and wait for one another after every group.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from xbp.program.views import Linear, contiguous, size_of
 from .copies import Copy
 from .loops import Loop
 from .places import ZERO, leaves
-from .products import Emitter, Registers, product
+from .products import Emitter, product
 from .threads import barrier
+from .tiles import Registers
 from .writer import Counted, Writer
 
-__all__ = ["BYTES", "Module"]
+__all__ = ["BYTES", "Block", "Module"]
 
 BYTES = {"bool": 1, "int32": 4, "int64": 8, "float32": 4, "float64": 8}
 SHARED = 30_000  # multiplications a row from which on threads share the work

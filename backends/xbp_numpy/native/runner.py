@@ -1,8 +1,8 @@
 """Who runs the machine code: the Runner of a training step, and pure programs as functions.
 
-A Runner owns parameters, buffers and optimiser state in one block of memory, where every step changes them in place. The
-code does not know where anything lies: it reads a table of addresses, which is written anew for every batch size that is
-met and otherwise only told where the batch is.
+A Runner owns parameters, buffers and optimiser state in one block of memory, where every step changes them in place.
+The code does not know where anything lies: it reads a table of addresses, which is written anew for every batch size
+that is met and otherwise only told where the batch is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,11 +20,11 @@ from xbp.program import Program, Value, bound
 from xbp.recording import inputs_of, nested
 from xbp.typing import Array, Inputs, Scalar, Tree
 
+from . import threads
 from .blas import numpy_blas
 from .compiler import Code, compiled, features
 from .module import Module
-from .products import registers
-from .threads import available_threads, team, yield_address
+from .tiles import registers
 
 __all__ = ["NativeFunction", "NativeRunner"]
 
@@ -52,7 +52,7 @@ class _Native:
         self._addresses = {name: self._code.address(name) for name in ("step", "run")}
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4)
         self._functions: dict[str, Any] = {name: kind(address) for name, address in self._addresses.items()}
-        self._fixed = {"sgemm": blas.sgemm, "dgemm": blas.dgemm, "yield": yield_address()}
+        self._fixed = {"sgemm": blas.sgemm, "dgemm": blas.dgemm, "yield": threads.yield_address()}
 
     def call(self, name: str, prepared: _Prepared, n: int, steps: int = 1) -> None:
         """Call "step" or "run", with as many threads as may be had where they are worth it."""
@@ -60,12 +60,12 @@ class _Native:
         if not self.module.parallel:
             function(prepared.address, n, steps, 0, 1)
             return
-        helpers = team()
-        with helpers.together(available_threads()) as threads:
-            sync = helpers.sync if threads > 1 else prepared.sync
+        helpers = threads.team()
+        with helpers.together(threads.available_threads()) as count:
+            sync = helpers.sync if count > 1 else prepared.sync
             prepared.point("sync", sync.ctypes.data)
-            if threads > 1:
-                helpers.work(self._addresses[name], prepared.address, n, steps, threads)
+            if count > 1:
+                helpers.work(self._addresses[name], prepared.address, n, steps, count)
             else:
                 function(prepared.address, n, steps, 0, 1)
 
@@ -91,6 +91,7 @@ class _Prepared:
         for name, offset in offsets.items():
             self.point(name, self.arena.ctypes.data + offset)
         self.offsets = offsets
+        self.loss: Any = None  # where the loss of a step is left
         self.sync = np.zeros(8, np.int64)  # for a thread that works alone
         self.rows = {name: np.empty(bound(v.shape, n), v.dtype.name) for name, v in extra.items()}
         self.own = {name: a.ctypes.data for name, a in self.rows.items()}
@@ -141,7 +142,7 @@ class NativeRunner:
         for name, v in owned.items():
             size = int(np.prod(v.shape, dtype=np.int64)) * np.dtype(v.dtype.name).itemsize
             self._arrays[name] = self._block[places[name] : places[name] + size].view(v.dtype.name).reshape(v.shape)
-        self._tree = nested(self._arrays)
+        self._tree = nested(cast(Any, self._arrays))
         loss = program.outputs["loss"]
         self._loss = (self._native.module.where("loss"), loss.dtype.name)
         self._prepared: dict[int, _Prepared] = {}
@@ -186,10 +187,10 @@ class NativeRunner:
         prepared = self._at(n)
         kept: list[np.ndarray] = [np.ascontiguousarray(index, np.int32)]
         prepared.point("index", kept[0].ctypes.data)
-        for name, array in inputs_of(x, t, w).items():
-            array = _contiguous(array, self._batch[name])
-            kept.append(array)
-            prepared.point(f"all {name}", array.ctypes.data)
+        for name, given in inputs_of(x, t, w).items():
+            rows = _contiguous(given, self._batch[name])
+            kept.append(rows)
+            prepared.point(f"all {name}", rows.ctypes.data)
             prepared.point(name, prepared.own[name])
         for name, slot in self._scalars.items():
             values = np.ascontiguousarray(scalars[name], slot.dtype)
@@ -198,7 +199,7 @@ class NativeRunner:
         losses = np.empty(steps, self._loss[1])
         prepared.point("losses", losses.ctypes.data)
         self._native.call("run", prepared, n, steps)
-        return losses
+        return cast(Array, losses)
 
 
 class NativeFunction:
@@ -220,7 +221,7 @@ class NativeFunction:
         for name, array in arrays.items():
             prepared.point(name, array.ctypes.data)
         self._native.call("step", prepared, n)
-        outputs: dict[str, Array] = {}
+        outputs: dict[str, Any] = {}
         for name, value in program.outputs.items():
             layout = module.layouts.layouts[value]
             place = module.where(name)

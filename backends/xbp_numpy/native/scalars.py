@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from xbp.errors import NotCompiled
-from xbp.program import RecordedDType, Value
+from xbp.program import RecordedDType
 
 from .writer import Writer
 
@@ -164,6 +164,7 @@ class _Float:
         self.dtype = np.dtype(np.float32 if single else np.float64)
         self.integer = "i32" if single else "i64"
         self.mantissa, self.bias = (23, 127) if single else (52, 1023)
+        self.smallest = 2.0 ** (1 - self.bias)  # with all digits
         self.exp_terms = 8 if single else 14  # of the Taylor series on |r| <= ln(2) / 2
         self.log_terms = 5 if single else 11  # of the series in s^2 on |s| <= 0.1716
         self.overflow, self.underflow = (89.0, -104.0) if single else (710.0, -746.0)
@@ -186,7 +187,7 @@ def _horner(w: Writer, t: str, x: str, coefficients: Sequence[float]) -> str:
 
 
 def _reduced(w: Writer, t: str, x: str) -> tuple[str, str]:
-    """(k, r) with x = k ln 2 + r and |r| <= ln(2) / 2; k is a whole float. x is first cut to where exp is not constant."""
+    """(k, r) with x = k ln 2 + r, |r| <= ln(2) / 2 and k a whole float; x is first cut to where exp is not constant."""
     f = _Float(t)
     low, high = f.constant(f.underflow), f.constant(f.overflow)
     x = w.new(f"select i1 {w.new(f'fcmp ogt {t} {x}, {low}')}, {t} {x}, {t} {low}")
@@ -246,7 +247,7 @@ def _log(w: Writer, t: str, x: str) -> str:
     """log x = e ln 2 + log m with m in [sqrt(1/2), sqrt(2)); log m = 2 (s + s^3/3 + ...), s = (m - 1) / (m + 1)."""
     f = _Float(t)
     i = f.integer
-    smallest = f.constant(float(np.finfo(f.dtype).tiny))
+    smallest = f.constant(f.smallest)
     subnormal = w.new(f"fcmp olt {t} {x}, {smallest}")
     shift = f.mantissa + 1
     lifted = w.new(f"fmul {t} {x}, {f.constant(2.0**shift)}")

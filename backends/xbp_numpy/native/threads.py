@@ -1,8 +1,8 @@
 """Threads that share the work of a step: every one runs the same code, and waits for the others after each group.
 
 The helpers belong to the process. Between two steps they look for work for about a millisecond and then sleep, so a
-training keeps them awake and nobody else is kept from a core. One Runner at a time has them; another that comes meanwhile
-runs alone, to the same bits.
+training keeps them awake and nobody else is kept from a core. One Runner at a time has them; another that comes
+meanwhile runs alone, to the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 
 from .blas import blas_threads
 from .compiler import Code, compiled
-from .writer import Writer
 
 __all__ = ["Team", "available_threads", "barrier", "team", "yield_address"]
 
@@ -93,7 +92,8 @@ def _serve() -> str:
     lead(block, wake, f, ...): hand out work, wake who sleeps, and do one's own part.
 
     A helper says that it sleeps before it looks for the last time, and the leader writes the work before it looks who
-    sleeps: one of the two always sees the other. It returns when every helper has left the code, which may go away then.
+    sleeps: one of the two always sees the other. It returns when every helper has left the code, which may go away
+    then.
     """
     declarations: set[str] = set()
     pause = _pause(declarations)

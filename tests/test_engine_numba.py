@@ -1,0 +1,363 @@
+"""The engine `numba`: the step as machine code agrees with the interpreter, alone, in threads, from the cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import network_strategies as ns
+import xbp
+from engine_networks import CASES, TOLERANCE, Trained, assert_close, assert_trees_close
+from network_strategies import Described
+from training_helpers import assert_same, blobs
+from xbp.data import prepare_batch
+from xbp.program import Interpreter
+from xbp.recording import flat, inputs_of, record, signature_of
+
+pytest.importorskip("llvmlite", reason="the engine numba needs llvmlite: pip install 'xbp[numba]'")
+
+from xbp_numpy.native import compiler, module, threads
+from xbp_numpy.native.runner import NativeFunction, NativeRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+numpy = xbp.get_backend("numpy")
+
+
+def runner_of(trainer):
+    return trainer._engine._current
+
+
+def poisoned(runner, n):
+    """The runner, with NaN (or -1) in every entry that a step has to write before it reads it."""
+    prepared = runner._at(n)
+    prepared.arena[...] = 0xFF
+    return runner
+
+
+# one step, against the interpreter
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_step_is_the_interpreters(case, dtype):
+    trained = Trained(case, dtype)
+    runner = numpy.compile(trained.program, "numba")
+    assert isinstance(runner, NativeRunner)
+    assert runner.engine == "numba"
+    runner.load(trained.tree)
+    tree = trained.tree
+    for n in (case.rows, case.rows + 4, case.rows):  # other sizes of batches run the same code
+        batch = trained.batch(slice(2, 2 + n))
+        desired, loss = trained.expected(tree, batch, n)
+        scalars = {name: value[0] for name, value in trained.scalars(n).items()}
+        actual = poisoned(runner, n).step(*batch, scalars)
+        assert_close(actual, loss, dtype, "loss")
+        assert_trees_close(numpy, runner.read(), desired, dtype)
+        tree = {s: {k: np.array(a) for k, a in arrays.items()} for s, arrays in runner.read().items()}
+
+
+def step_of(described, n, seed):
+    """(program, the tree before, the batch, scalars) of a training that has begun."""
+    trainer = ns.trainer(described, "eager")
+    for k in range(2):
+        trainer.step(*ns.batch(described, max(n, 2), seed + k + 1))
+    batch = prepare_batch(trainer.model, trainer.loss, *ns.batch(described, n, seed))
+    tree = {s: {k: np.array(a) for k, a in arrays.items()} for s, arrays in trainer._tree().items()}
+    return trainer, tree, batch, trainer._scalars.single(trainer.steps)
+
+
+def assert_near(actual, desired, dtype, what):
+    """As `assert_close`, where arrays of nothing but rounding errors count as zero."""
+    desired, actual = np.asarray(desired), np.asarray(actual)
+    assert (actual.shape, actual.dtype) == (desired.shape, desired.dtype), what
+    if desired.dtype.kind == "f" and desired.size:
+        error = np.abs(actual - desired).max()
+        assert error <= TOLERANCE[dtype] * max(np.abs(desired).max(), 1e-2), (what, error)
+    else:
+        np.testing.assert_array_equal(actual, desired, err_msg=what)
+
+
+def check_all_programs(described, n, seed):
+    with np.errstate(all="ignore"):
+        trainer, tree, batch, scalars = step_of(described, n, seed)
+        program = record("step", trainer._step, tree, signature_of(*batch))
+        now = {f"scalars.{k}": np.asarray(v) for k, v in scalars.items()}
+        desired = Interpreter(program, np)({**flat(tree), **inputs_of(*batch), **now})
+    if not all(np.isfinite(a).all() for a in desired.values()):
+        return
+    runner = NativeRunner(program, numpy)
+    runner.load(tree)
+    loss = poisoned(runner, n).step(*batch, scalars)
+    actual = {**flat(runner.read()), "loss": loss}
+    for name, value in desired.items():
+        assert_near(actual[name], value, described.dtype, name)
+    weights = flat({"params": tree["params"], "buffers": tree["buffers"]})
+    x, t, w = batch
+    for what, given_ in (("scores", (x, None, None)), ("sums", (x, t, w))):
+        program = record(what, trainer._step, tree, signature_of(*given_))
+        inputs = {**weights, **inputs_of(*given_)}
+        desired, actual = Interpreter(program, np)(inputs), NativeFunction(program, numpy)(inputs)
+        assert_near(actual[what], desired[what], described.dtype, what)
+
+
+@settings(max_examples=20)
+@given(ns.networks(), st.integers(1, 20), st.integers(0, 3))
+def test_random_networks(described, n, seed):
+    check_all_programs(described, max(n, described.smallest), seed)
+
+
+@settings(max_examples=15)
+@given(ns.networks(), st.integers(1, 20), st.integers(0, 3))
+def test_random_networks_in_two_threads(described, n, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SHARED", 0)
+        patch.setattr(threads, "available_threads", lambda: 2)
+        check_all_programs(described, max(n, described.smallest), seed)
+
+
+# products of all shapes
+
+
+@settings(max_examples=25)
+@given(
+    rows=st.integers(1, 70),
+    widths=st.lists(st.integers(1, 140), min_size=2, max_size=4),
+    dtype=st.sampled_from(["float32", "float64"]),
+    together=st.booleans(),
+)
+def test_products_of_any_width(rows, widths, dtype, together):
+    described = Described(inputs=widths[0], width=widths[1], layers=tuple(widths[2:]), dtype=dtype, optimizer="sgd")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SHARED", 0 if together else 10**12)
+        patch.setattr(threads, "available_threads", lambda: 3 if together else 1)
+        check_all_programs(described, rows, 0)
+
+
+@pytest.mark.parametrize("width", [1024, 1100])  # rows that collide in the caches, and rows that do not
+def test_wide_products(width):
+    check_all_programs(Described(inputs=300, width=width, layers=("relu", 130), outputs=10), 40, 0)
+
+
+# whole trainings
+
+
+def test_five_epochs_and_five_are_ten():
+    x, t = blobs(n=118)
+    described = Described(inputs=6, layers=("batch", "relu", "dropout"), optimizer="adam", weighted=True)
+    whole, halves, eager = (ns.trainer(described, engine) for engine in ("numba", "numba", "eager"))
+    weights = np.linspace(0.5, 1.5, 118)
+    for trainer, times in ((whole, 1), (halves, 2), (eager, 1)):
+        for _ in range(times):
+            trainer.fit(x, t, epochs=10 // times, batch_size=25, sample_weight=weights, validation=(x[:30], t[:30]))
+    assert whole.history == halves.history
+    for section in ("params", "buffers", "state"):
+        assert_same(whole._tree()[section], halves._tree()[section])
+    np.testing.assert_allclose(whole.history["loss"], eager.history["loss"], rtol=1e-4)
+    assert (whole.engine, halves.engine, eager.engine) == ("numba", "numba", "eager")
+    assert isinstance(runner_of(whole), NativeRunner)
+
+
+def test_steps_are_the_run():
+    described = Described(inputs=6, layers=("relu", "dropout"), optimizer="momentum")
+    x, t = blobs(n=64)
+    one, many = ns.trainer(described, "numba"), ns.trainer(described, "numba")
+    many.fit(x, t, epochs=1, batch_size=16, shuffle=False)
+    losses = [one.step(x[i : i + 16], t[i : i + 16]) for i in range(0, 64, 16)]
+    assert_same(dict(one.model.params), dict(many.model.params))
+    assert len({float(a) for a in losses}) == 4
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    described = Described(inputs=300, width=130, layers=("relu", "layer", 70, "gelu", "batch"), optimizer="adam")
+    x, t, w = ns.batch(described, 100, 0)
+    trees = []
+    for count in (1, 2, 3):
+        monkeypatch.setattr(threads, "available_threads", lambda count=count: count)
+        trainer = ns.trainer(described, "numba")
+        for _ in range(3):
+            trainer.step(x, t, w)
+        assert runner_of(trainer)._native.module.parallel
+        trees.append({k: np.array(a) for k, a in flat(trainer._tree()).items()})
+    assert_same(trees[1], trees[0])
+    assert_same(trees[2], trees[0])
+
+
+def test_trainings_in_four_threads_at_once():
+    described = Described(inputs=300, width=130, layers=("relu", "dropout"), optimizer="adam")
+    x, t, _ = ns.batch(described, 500, 0)
+
+    def train(results, i):
+        trainer = ns.trainer(described, "numba")
+        trainer.fit(x, t, epochs=3, batch_size=64)
+        results[i] = trainer
+
+    alone: dict = {}
+    train(alone, 0)
+    together: dict = {}
+    workers = [threading.Thread(target=train, args=(together, i)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for i in range(4):
+        assert together[i].engine == "numba"
+        assert together[i].history == alone[0].history
+        assert_same(dict(together[i].model.params), dict(alone[0].model.params))
+
+
+FORKED = """
+import os, sys
+import numpy as np, xbp
+from xbp_numpy.native import threads
+threads.available_threads = lambda: 2
+x = np.random.default_rng(0).normal(size=(300, 200)).astype("float32")
+t = np.arange(300, dtype="int32") % 5
+
+def train():
+    net = xbp.Network([xbp.Affine(200, 180), xbp.ReLU(), xbp.Affine(180, 5)], backend="numpy")
+    trainer = xbp.Trainer(net, loss=xbp.SoftmaxCrossEntropy(), optimizer=xbp.Adam(1e-3), engine="numba")
+    trainer.fit(x, t, epochs=2, batch_size=50)
+    assert trainer.engine == "numba" and trainer._engine._current._native.module.parallel
+    return trainer.history["loss"]
+
+before = train()
+child = os.fork()
+if child == 0:
+    os._exit(0 if train() == before else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert train() == before
+print("survived")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_training_after_a_fork():
+    done = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "survived"), done.stderr
+
+
+def test_limits_of_threads_are_kept(monkeypatch):
+    limits = pytest.importorskip("threadpoolctl", reason="needs threadpoolctl to set limits")
+    with limits.threadpool_limits(1):
+        assert threads.available_threads() == 1
+    # In a process of its own, because a BLAS reads the variable when it is loaded.
+    code = "from xbp_numpy.native import threads; print(threads.available_threads())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "1", done.stderr
+
+
+# what comes in
+
+
+def test_arrays_of_any_layout_are_read_right():
+    described = Described(inputs=40, width=30, layers=("relu",))
+    x, t, w = ns.batch(described, 50, 0)
+    plain, odd = ns.trainer(described, "numba"), ns.trainer(described, "numba")
+    for given_ in (np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], x[::-1][::-1]):
+        assert odd.step(given_, t, w) == plain.step(x, t, w)
+    odd.fit(np.asfortranarray(x), t, epochs=2, batch_size=20)
+    plain.fit(x, t, epochs=2, batch_size=20)
+    assert_same(dict(odd.model.params), dict(plain.model.params))
+
+
+def test_a_loss_is_not_overwritten():
+    described = Described()
+    trainer = ns.trainer(described, "numba")
+    x, t, w = ns.batch(described, 4, 0)
+    losses = [trainer.step(x, t, w) for _ in range(3)]
+    assert len(set(map(float, losses))) == 3
+
+
+def test_batches_with_and_without_weights_share_one_state():
+    described = Described(optimizer="adam", layers=("relu",))
+    numba, eager = ns.trainer(described, "numba"), ns.trainer(described, "eager")
+    for seed in range(4):
+        x, t, _ = ns.batch(described, 9, seed)
+        w = np.linspace(0, 1, 9, dtype=np.float32) if seed % 2 else None
+        assert_near(numba.step(x, t, w), eager.step(x, t, w), "float32", "loss")
+    for name, value in eager.model.params.items():
+        np.testing.assert_allclose(numba.model.params[name], value, rtol=1e-4, atol=1e-5)
+    assert int(numba._tree()["state"]["step"]) == 4
+
+
+def test_pieces_of_batches():
+    described = Described(layers=("relu", "dropout", 4, "tanh"), optimizer="momentum", weighted=True)
+    numba, eager = (ns.trainer(described, engine, accumulate=3) for engine in ("numba", "eager"))
+    for seed in range(3):
+        x, t, w = ns.batch(described, 8, seed)
+        assert_near(numba.step(x, t, w), eager.step(x, t, w), "float32", "loss")
+    assert numba.engine == "numba"
+
+
+def test_what_the_user_assigns_is_seen():
+    described = Described(layers=("relu",))
+    trainer = ns.trainer(described, "numba")
+    x, t, w = ns.batch(described, 6, 0)
+    start = {name: np.array(a) for name, a in trainer.model.params.items()}
+    first = trainer.step(x, t, w)
+    trainer.model.load_params(start)
+    assert trainer.step(x, t, w) == first
+    trainer.model.params["0.W"] = np.zeros_like(start["0.W"])
+    trainer.lr = 0.0
+    trainer.step(x, t, w)
+    assert not trainer.model.params["0.W"].any()
+
+
+# the cache
+
+
+def test_code_is_found_again_and_damage_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XBP_CACHE_DIR", str(tmp_path / "cache"))
+    made = []
+    make = compiler._made
+    monkeypatch.setattr(compiler, "_made", lambda *args: made.append(1) or make(*args))
+    described = Described(layers=("tanh", 9))
+    x, t, w = ns.batch(described, 5, 0)
+
+    def loss():
+        return float(ns.trainer(described, "numba").step(x, t, w))
+
+    first = loss()
+    assert len(made) == 1
+    assert loss() == first
+    assert len(made) == 1
+    (file,) = (tmp_path / "cache").glob("*.o")
+    assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
+    code = file.read_bytes()
+    file.write_bytes(code[:-7])
+    assert loss() == first  # cut off: made anew, and whole again
+    assert len(made) == 2
+    assert file.read_bytes() == code
+    file.chmod(0o666)
+    assert loss() == first  # anybody might have written it
+    assert len(made) == 3
+    monkeypatch.setenv("XBP_CACHE_DIR", "")
+    assert loss() == first
+    assert len(made) == 4
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    monkeypatch.setenv("XBP_CACHE_DIR", str(blocked))
+    assert loss() == first
+
+
+def test_a_new_process_compiles_the_same_code(tmp_path):
+    code = (
+        "import numpy as np, xbp;"
+        "n = xbp.Network([xbp.Affine(9, 8), xbp.GELU(), xbp.Affine(8, 3)], backend='numpy');"
+        "t = xbp.Trainer(n, loss=xbp.SoftmaxCrossEntropy(), optimizer=xbp.Adam(), clip_norm=1.0, engine='numba');"
+        "t.step(np.ones((4, 9), 'f4'), np.zeros(4, 'i4'))"
+    )
+    for seed in ("1", "2"):
+        env = {**os.environ, "XBP_CACHE_DIR": str(tmp_path), "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code], env=env, check=True, cwd=ROOT)
+    assert len(list(tmp_path.glob("*.o"))) == 1
