@@ -23,6 +23,7 @@ __all__ = ["Emitter", "Matrix", "Product", "product"]
 
 LONGEST = 64  # entries of a row that a small product keeps in registers
 SMALL = 20_000  # multiplications up to which a product is done row by row
+STRETCH = 256  # entries along k, where a is read across its rows
 COLLIDING = 4096  # bytes: rows that far apart, or a multiple of it, fall into the same sets of the caches
 
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
@@ -191,16 +192,33 @@ class Emitter:
                 source, stride = panel_of, str(width)
             else:
                 source, stride = w.new(f"getelementptr {t}, ptr {b}, i64 {column}"), self._length(p.b.row)
-            first, last = rows
-            whole = w.new(f"sdiv i64 {w.new(f'sub i64 {last}, {first}')}, {self._tile.rows}")
-            many = w.new(f"add i64 {first}, {w.new(f'mul i64 {whole}, {self._tile.rows}')}")
-            for count, (low, high) in ((self._tile.rows, (first, many)), (1, (many, last))):
-                name = self._tile_function(count, width)
-                with Counted(w, high, low, step=count, may_be_empty=True) as i:
-                    x = self._entry(a, i.index, p.a.row)
-                    y = self._entry(target, i.index, p.n)
-                    strides = ", ".join(f"i64 {self._length(s)}" for s in (p.a.row, p.a.column))
-                    w.do(f"call void @{name}(ptr {x}, {strides}, ptr {source}, i64 {stride}, ptr {y}, i64 {k})")
+            if not constant(p.a.row, 1):
+                self._tiles_of(a, source, stride, target, (k, "true"), width, rows)
+                return
+            # Columns of a are read across: a stretch of k is as long as their cache lines stay for the next rows.
+            with Counted(w, k, step=STRETCH) as part:
+                left = w.new(f"sub i64 {k}, {part.index}")
+                short = w.new(f"icmp slt i64 {left}, {STRETCH}")
+                length = w.new(f"select i1 {short}, i64 {left}, i64 {STRETCH}")
+                fresh = w.new(f"icmp eq i64 {part.index}, 0")
+                there = self._entry(a, part.index, p.a.column)
+                along = w.new(f"getelementptr {t}, ptr {source}, i64 {w.new(f'mul i64 {part.index}, {stride}')}")
+                self._tiles_of(there, along, stride, target, (length, fresh), width, rows)
+
+    def _tiles_of(
+        self, a: str, b: str, stride: str, c: str, stretch: tuple[str, str], width: int, rows: tuple[str, str]
+    ) -> None:
+        """All rows of a panel, for a stretch of k; fresh says whether it is the first."""
+        w, p, (first, last) = self._w, self._p, rows
+        whole = w.new(f"sdiv i64 {w.new(f'sub i64 {last}, {first}')}, {self._tile.rows}")
+        many = w.new(f"add i64 {first}, {w.new(f'mul i64 {whole}, {self._tile.rows}')}")
+        strides = ", ".join(f"i64 {self._length(s)}" for s in (p.a.row, p.a.column))
+        for count, (low, high) in ((self._tile.rows, (first, many)), (1, (many, last))):
+            name = self._tile_function(count, width)
+            with Counted(w, high, low, step=count, may_be_empty=True) as i:
+                x, y = self._entry(a, i.index, p.a.row), self._entry(c, i.index, p.n)
+                end = f"ptr {b}, i64 {stride}, ptr {y}, i64 {stretch[0]}, i1 {stretch[1]}"
+                w.do(f"call void @{name}(ptr {x}, {strides}, {end})")
 
     def _copy(self, source: str, target: str, k: str, width: int) -> None:
         """A panel of b, row after row without gaps; turned if b lies the other way round."""
