@@ -43,6 +43,9 @@ from xbp.benchmark import (
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 RESULTS = Path(__file__).resolve().parent / "results"
 BASE = "xbp, numpy, eager"
+# XLA sums the 1,024 rows of `big` in one go where OpenBLAS and xbp sum stretches of some hundred, and rounds more: the
+# square root in Adam makes a difference of 1.0e-5 in the loss of that in eleven steps.
+PEERS_SLACK = 3.0
 HOST = [case.name for case in CASES if case.name != "wide"]
 
 
@@ -76,7 +79,7 @@ def compare(case: Case, names: Sequence[str], seconds: float, blocks: int, quiet
     """One case, verified and timed, for everyone of these names."""
     makers = entrants()
     group = [makers[name](case) for name in names]
-    errors = [verify(c, same_order=not is_peer(c)) for c in group]
+    errors = [verify(c, same_order=not is_peer(c), slack=PEERS_SLACK if is_peer(c) else 1.0) for c in group]
     load = Load()
     timings = time_all(group, seconds, blocks, quiet, clock)
     others = load.others()

@@ -2,7 +2,7 @@
 
 The widths of a network are known when its code is made, so a product is a loop over tiles of just the right width: a
 few rows of c stay in vector registers while k runs. Nothing is packed unless a stride would make cache lines collide.
-Each thread takes whole tiles, and every entry is summed in the order of k, so the number of threads changes no bit.
+Each thread takes whole tiles, and every entry is summed in one order, so the number of threads changes no bit.
 NumPy's BLAS is left for products whose width is the batch's.
 """
 
@@ -16,6 +16,7 @@ from xbp.program.fusion import Fused
 from xbp.program.views import Linear, constant, linear
 
 from .scalars import REGISTER
+from .threads import MOST
 from .tiles import Registers, tile, turn
 from .writer import Counted, Writer
 
@@ -23,7 +24,8 @@ __all__ = ["Emitter", "Matrix", "Product", "product"]
 
 LONGEST = 64  # entries of a row that a small product keeps in registers
 SMALL = 20_000  # multiplications up to which a product is done row by row
-STRETCH = 256  # entries along k, where a is read across its rows
+BLOCK = 64  # rows of a that are copied side by side
+STRETCH = 256  # entries along k that are summed in one go
 COLLIDING = 4096  # bytes: rows that far apart, or a multiple of it, fall into the same sets of the caches
 
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
@@ -90,14 +92,19 @@ class Emitter:
         self._turned = self.tiled and not constant(p.b.column, 1) and not constant(p.n, 1)
         wide = (p.b.row.constant * self._size) % COLLIDING == 0 or p.b.row.per_row
         self._packed = self.tiled and not self._turned and bool(wide) and p.n.constant > 1
+        far = constant(p.a.row, 1) and (p.a.column.constant * self._size) % COLLIDING == 0
+        self._gathered = self.tiled and far and not p.m.per_row and p.n.constant > 2 * BLOCK
 
     @property
     def scratch(self) -> Linear:
-        """Bytes of the copy of b, a panel after the other; 0 where b is read as it is."""
-        if not (self._turned or self._packed):
-            return Linear(0)
-        entries = _scaled(self._p.k, self._p.n.constant)
-        return Linear(entries.constant * self._size, entries.per_row * self._size)
+        """Bytes of the copies of b, a panel after the other, and of a, for each thread its own; often 0."""
+        columns = self._p.n.constant if self._turned or self._packed else 0
+        rows = MOST * self._blocks * BLOCK if self._gathered else 0
+        return _scaled(self._p.k, (columns + rows) * self._size)
+
+    @property
+    def _blocks(self) -> int:
+        return -(-self._p.m.constant // BLOCK)
 
     def text(self, name: str) -> str:
         w, p = self._w, self._p
@@ -160,6 +167,8 @@ class Emitter:
             full_stop = w.new(f"select i1 {fewer}, i64 {stop}, i64 {panels}")
         elif rest:
             full_stop = str(panels)
+        if self._gathered:
+            a = self._gather(a, k)
         if panels:
             self._panels(a, b, k, (start, full_stop), width, width, (first, last))
         if rest:
@@ -173,6 +182,28 @@ class Emitter:
             if after:
                 w.do(f"br label %{after}")
                 w.start(after)
+
+    def _gather(self, a: str, k: str) -> str:
+        """A copy of a for this thread, in blocks of columns: read as it lies, its cache lines would push each other out."""
+        w, p, t = self._w, self._p, self._p.t
+        columns = p.n.constant if self._turned or self._packed else 0
+        start = w.new(f"mul i64 {k}, {columns}")
+        if self._parallel:
+            share = w.new(f"mul i64 {k}, {self._blocks * BLOCK}")
+            start = w.new(f"add i64 {start}, {w.new(f'mul i64 %tid, {share}')}")
+        copy = w.new(f"getelementptr {t}, ptr %copy, i64 {start}")
+        whole, rest = divmod(p.m.constant, BLOCK)
+        for low, high, width in ((0, whole, BLOCK), (whole, self._blocks, rest)):
+            if low == high:
+                continue
+            with Counted(w, str(high), str(low)) as block, Counted(w, k) as row:
+                at = w.new(f"mul i64 {block.index}, {BLOCK}")
+                source = self._entry(w.new(f"getelementptr {t}, ptr {a}, i64 {at}"), row.index, p.a.column)
+                target = w.new(f"add i64 {w.new(f'mul i64 {at}, {k}')}, {w.new(f'mul i64 {row.index}, {BLOCK}')}")
+                entries = w.new(f"load <{width} x {t}>, ptr {source}, align {self._size}")
+                place = w.new(f"getelementptr {t}, ptr {copy}, i64 {target}")
+                w.do(f"store <{width} x {t}> {entries}, ptr {place}, align {self._size}")
+        return copy
 
     def _panels(
         self, a: str, b: str, k: str, panels: tuple[str, str], step: int, width: int, rows: tuple[str, str]
@@ -192,33 +223,49 @@ class Emitter:
                 source, stride = panel_of, str(width)
             else:
                 source, stride = w.new(f"getelementptr {t}, ptr {b}, i64 {column}"), self._length(p.b.row)
-            if not constant(p.a.row, 1):
-                self._tiles_of(a, source, stride, target, (k, "true"), width, rows)
-                return
-            # Columns of a are read across: a stretch of k is as long as their cache lines stay for the next rows.
+            # A stretch of k has a sum of its own: short sums round less, and what the tiles read stays in the cache.
             with Counted(w, k, step=STRETCH) as part:
                 left = w.new(f"sub i64 {k}, {part.index}")
                 short = w.new(f"icmp slt i64 {left}, {STRETCH}")
                 length = w.new(f"select i1 {short}, i64 {left}, i64 {STRETCH}")
                 fresh = w.new(f"icmp eq i64 {part.index}, 0")
-                there = self._entry(a, part.index, p.a.column)
+                across = Linear(BLOCK) if self._gathered else p.a.column
+                there = self._entry(a, part.index, across)
                 along = w.new(f"getelementptr {t}, ptr {source}, i64 {w.new(f'mul i64 {part.index}, {stride}')}")
-                self._tiles_of(there, along, stride, target, (length, fresh), width, rows)
+                self._tiles_of(there, along, stride, target, (length, fresh), width, rows, k)
 
     def _tiles_of(
-        self, a: str, b: str, stride: str, c: str, stretch: tuple[str, str], width: int, rows: tuple[str, str]
+        self,
+        a: str,
+        b: str,
+        stride: str,
+        c: str,
+        stretch: tuple[str, str],
+        width: int,
+        rows: tuple[str, str],
+        k: str,
     ) -> None:
         """All rows of a panel, for a stretch of k; fresh says whether it is the first."""
         w, p, (first, last) = self._w, self._p, rows
         whole = w.new(f"sdiv i64 {w.new(f'sub i64 {last}, {first}')}, {self._tile.rows}")
         many = w.new(f"add i64 {first}, {w.new(f'mul i64 {whole}, {self._tile.rows}')}")
-        strides = ", ".join(f"i64 {self._length(s)}" for s in (p.a.row, p.a.column))
+        across = str(BLOCK) if self._gathered else self._length(p.a.column)
+        strides = f"i64 {self._length(p.a.row)}, i64 {across}"
         for count, (low, high) in ((self._tile.rows, (first, many)), (1, (many, last))):
             name = self._tile_function(count, width)
             with Counted(w, high, low, step=count, may_be_empty=True) as i:
-                x, y = self._entry(a, i.index, p.a.row), self._entry(c, i.index, p.n)
+                x, y = self._row_of(a, i.index, k), self._entry(c, i.index, p.n)
                 end = f"ptr {b}, i64 {stride}, ptr {y}, i64 {stretch[0]}, i1 {stretch[1]}"
                 w.do(f"call void @{name}(ptr {x}, {strides}, {end})")
+
+    def _row_of(self, a: str, i: str, k: str) -> str:
+        """Where row i of a begins; in the copy, a block of rows lies after the other."""
+        w = self._w
+        if not self._gathered:
+            return self._entry(a, i, self._p.a.row)
+        within = w.new(f"and i64 {i}, {BLOCK - 1}")
+        before = w.new(f"mul i64 {w.new(f'sub i64 {i}, {within}')}, {k}")
+        return w.new(f"getelementptr {self._p.t}, ptr {a}, i64 {w.new(f'add i64 {before}, {within}')}")
 
     def _copy(self, source: str, target: str, k: str, width: int) -> None:
         """A panel of b, row after row without gaps; turned if b lies the other way round."""

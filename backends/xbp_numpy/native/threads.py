@@ -21,11 +21,11 @@ import numpy as np
 from .blas import blas_threads
 from .compiler import Code, compiled
 
-__all__ = ["Team", "available_threads", "barrier", "team", "yield_address"]
+__all__ = ["MOST", "Team", "available_threads", "barrier", "team", "yield_address"]
 
 PATIENCE = 4000  # turns of waiting for one another before the core is offered to others
 IDLE = 40_000  # turns of looking for work before a helper sleeps
-MOST = 64  # threads
+MOST = min(os.cpu_count() or 1, 64)  # threads
 LINE = 8  # 64-bit words of a cache line; each thread writes into one of its own
 
 # The words of the block through which work is handed out.

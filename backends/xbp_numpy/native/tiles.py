@@ -35,15 +35,8 @@ def tile(name: str, rows: int, width: int, lanes: int, stride: int, t: str, decl
     size = 4 if t == "float" else 8
     parts = [(at, min(lanes, width - at)) for at in range(0, width, lanes)]
     w.start("entry")
-    begun = []
-    for r in range(rows):
-        for at, n in parts:
-            v, place = f"<{n} x {t}>", w.new(f"getelementptr {t}, ptr %c, i64 {r * stride + at}")
-            old = w.new(f"load {v}, ptr {place}, align {size}")
-            begun.append(w.new(f"select i1 %fresh, {v} zeroinitializer, {v} {old}"))
     with Counted(w, "%k") as k:
-        first = iter(begun)
-        sums = [[k.carried(f"<{n} x {t}>", next(first)) for _, n in parts] for _ in range(rows)]
+        sums = [[k.carried(f"<{n} x {t}>", "zeroinitializer") for _, n in parts] for _ in range(rows)]
         x = w.new(f"getelementptr {t}, ptr %a, i64 {w.new(f'mul i64 {k.index}, %column')}")
         y = w.new(f"getelementptr {t}, ptr %b, i64 {w.new(f'mul i64 {k.index}, %row_b')}")
         vectors = []
@@ -63,8 +56,10 @@ def tile(name: str, rows: int, width: int, lanes: int, stride: int, t: str, decl
             k.carry(total)
     for i, total in enumerate(totals):
         r, (at, n) = i // len(parts), parts[i % len(parts)]
-        place = w.new(f"getelementptr {t}, ptr %c, i64 {r * stride + at}")
-        w.do(f"store <{n} x {t}> {total}, ptr {place}, align {size}")
+        v, place = f"<{n} x {t}>", w.new(f"getelementptr {t}, ptr %c, i64 {r * stride + at}")
+        old = w.new(f"load {v}, ptr {place}, align {size}")
+        more = w.new(f"fadd {v} {old}, {total}")
+        w.do(f"store {v} {w.new(f'select i1 %fresh, {v} {total}, {v} {more}')}, ptr {place}, align {size}")
     w.do("ret void")
     head = f"define internal void @{name}(ptr noalias readonly %a, i64 %row, i64 %column, ptr noalias readonly %b, "
     return head + "i64 %row_b, ptr noalias %c, i64 %k, i1 %fresh) noinline nounwind {\n" + "\n".join(w.lines) + "\n}\n"
