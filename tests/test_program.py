@@ -251,6 +251,7 @@ def test_what_only_looks_alike_is_computed_twice():
             *(x - v, v - x, x[:, 0], x[:, 1], xp.astype(x, xp.int32), xp.astype(x, xp.int64)),
             *(xp.sum(k), xp.sum(k, dtype=xp.int32), xp.sum(x), xp.sum(x, dtype=xp.float64)),
             *(xp.zeros_like(x[:, 0]), xp.ones_like(x[:, 0]), xp.zeros_like(k), xp.zeros_like(v)),
+            xp.zeros_like(xp.astype(k, xp.int64)),
         )
 
     program = program_of(formula)

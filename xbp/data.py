@@ -96,18 +96,20 @@ class Order:
     def stop(self, at: int, size: int) -> int:
         """Where a chunk of at most `size` batches ends that starts at batch `at`: all of one length, within a shard.
 
-        Chunks are powers of two long, so that libraries which compile for each shape meet few of them.
+        A chunk is all that is left, or a power of two long, so that libraries which compile for each shape meet few.
         """
-        most = min(size, self._limit, self.full - at) if at < self.full else 1
-        return at + (1 << (most.bit_length() - 1))
+        left = min(self._limit, self.full - at) if at < self.full else 1
+        return at + (left if left <= size else 1 << (size.bit_length() - 1))
 
     def batches(self, at: int, stop: int) -> tuple[Inputs, Array, Array | None, Array]:
         """(x, t, w, index (K, B)) of the batches from `at` to `stop`, for `Runner.run`."""
         rows = self._rows
         index = self._whole[at:stop] if at < self.full else self._tail
         if self._on_device is not None:
-            moved = self._on_device[at:stop, :] if at < self.full else rows.backend.asarray(index)
-            return rows.x, rows.t, rows.w, moved
+            if at >= self.full:
+                return rows.x, rows.t, rows.w, rows.backend.asarray(index)
+            chunk = self._on_device if stop - at == self.full else self._on_device[at:stop, :]
+            return rows.x, rows.t, rows.w, chunk
         x, t, w = rows.on_device(index.reshape(-1))
         return x, t, w, rows.backend.asarray(np.arange(index.size, dtype=np.int32).reshape(index.shape))
 

@@ -32,6 +32,7 @@ class Scalars:
         self._ahead: dict[str, np.ndarray] = {}  # of the steps from `_first` on, at the rate `_ahead_lr`
         self._ahead_lr: object = None
         self._first = 0
+        self._on_device: dict[str, tuple[Any, Array]] = {}
         self._layers = {name: model.position(name) for name in model.plan.random_nodes()}
 
     def rate(self, step: int) -> float:
@@ -65,8 +66,14 @@ class Scalars:
             self._ahead = {n: v.astype(self._dtype) if v.dtype.kind == "f" else v for n, v in host.items()}
         if self._backend.on_host:
             return {name: v[i] for name, v in self._ahead.items()}
-        xp, rate, device = self._backend.xp, self._backend.dtype(self._dtype), self._backend.device
-        return {
-            name: xp.full((), v[i].item(), dtype=rate if v.dtype.kind == "f" else xp.int32, device=device)
-            for name, v in self._ahead.items()
-        }
+        return {name: self._filled(name, v[i]) for name, v in self._ahead.items()}
+
+    def _filled(self, name: str, value: Any) -> Array:
+        """A number on the device; the one of the step before, where it is the same."""
+        known = self._on_device.get(name)
+        if known is None or known[0] != value:
+            xp = self._backend.xp
+            dtype = self._backend.dtype(self._dtype) if value.dtype.kind == "f" else xp.int32
+            known = (value, xp.full((), value.item(), dtype=dtype, device=self._backend.device))
+            self._on_device[name] = known
+        return known[1]

@@ -73,6 +73,7 @@ class Trainer:
         self.epoch_progress = (0, 0)
         self._scalars = Scalars(model, optimizer.lr)  # type: ignore[attr-defined]  # every rule has a rate
         self._best: Tree | None = None
+        self._chunk = 1  # steps that the engine takes in about CHUNK_SECONDS, as far as is known
         self._rows: Rows | None = None
         self._step = Step(
             model.plan,
@@ -271,21 +272,22 @@ class Trainer:
 
     def _chunks(self, rows: Rows, order: np.ndarray, batch_size: int) -> Iterator[tuple[Array, np.ndarray]]:
         """Losses (K,) of each chunk of steps, about `CHUNK_SECONDS` long; the chunking changes no number."""
-        batches, at, size = Order(rows, order, batch_size), 0, 1
+        batches, at = Order(rows, order, batch_size), 0
         lr: object = None
         while at < batches.count:
             if lr is not self._scalars.lr:  # the first chunk of the epoch, or a rate that was set since
                 lr, offset = self._scalars.lr, at
                 scalars = self._scalars.table(self.steps, batches.count - at)
-            stop = batches.stop(at, size)
-            now = {name: values[at - offset : stop - offset] for name, values in scalars.items()}
+            stop = batches.stop(at, self._chunk)
+            whole = at == offset and stop == batches.count
+            now = scalars if whole else {name: v[at - offset : stop - offset] for name, v in scalars.items()}
             began = time.monotonic()
             losses = self._run_engine().run(*batches.batches(at, stop), now)
             self._advanced(stop - at)
             yield losses, np.zeros(0)
             self.backend.synchronize()
             seconds = max((time.monotonic() - began) / (stop - at), 1e-7)
-            at, size = stop, max(1, min(int(CHUNK_SECONDS / seconds), 4 * size))
+            at, self._chunk = stop, max(1, min(int(CHUNK_SECONDS / seconds), 4 * self._chunk))
 
     def _stream(self, batches: Batches) -> Iterator[tuple[Array, np.ndarray]]:
         """Losses (1,) and weights (1,) of each batch; a batch is checked as a whole data set is."""
