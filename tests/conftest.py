@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 
 import pytest
@@ -22,6 +24,32 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("xbp")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled_code_stays_here(tmp_path_factory):
+    """What the tests compile goes into their own folder, which all their processes share, and not to the user's."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XBP_CACHE_DIR", os.environ.get("XBP_CACHE_DIR", str(folder / "compiled")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_engine_gives_up(request):
+    """Everything of xbp's own runs on every engine; a test of what does not has the marker `falls_back`."""
+    if request.node.get_closest_marker("falls_back"):
+        yield
+        return
+    told = []
+    handler = logging.Handler()
+    handler.emit = told.append
+    log = logging.getLogger("xbp.engine")
+    log.addHandler(handler)
+    yield
+    log.removeHandler(handler)
+    assert not told, told[0].getMessage()
 
 
 @pytest.fixture(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -254,6 +255,27 @@ def test_limits_of_threads_are_kept(monkeypatch):
         [sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
     assert done.stdout.strip() == "1", done.stderr
+
+
+def test_ctrl_c_in_compiled_code_leaves_whole_steps():
+    described = Described(inputs=300, width=200, layers=("relu", "dropout"), optimizer="adam")
+    x, t, _ = ns.batch(described, 2000, 0)
+    trainer = ns.trainer(described, "numba")
+    trainer.step(x[:20], t[:20])  # compiled by now
+    done = trainer.steps
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    trainer.fit(x, t, epochs=100_000, batch_size=20)
+    timer.join()
+    assert (trainer.stop_reason, trainer.engine) == ("interrupted", "numba")
+    assert done < trainer.steps == int(trainer._tree()["state"]["step"])
+    again = ns.trainer(described, "numba")
+    again.step(x[:20], t[:20])
+    again.fit(x, t, epochs=trainer.epoch, batch_size=20)
+    order = xbp.random.epoch_order(3, trainer.epoch, 2000)
+    for k in range(trainer.steps - again.steps):
+        again.step(x[order[20 * k : 20 * k + 20]], t[order[20 * k : 20 * k + 20]])
+    assert_same(dict(trainer.model.params), dict(again.model.params))
 
 
 # what comes in

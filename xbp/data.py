@@ -20,7 +20,7 @@ from .losses import Loss
 from .model import Model
 from .typing import Array, Inputs
 
-__all__ = ["Batches", "Order", "Rows", "is_stream", "open_rows", "output_width", "prepare_batch"]
+__all__ = ["Batches", "Order", "Rows", "is_stream", "open_rows", "open_validation", "output_width", "prepare_batch"]
 
 SHARD = 64 * 2**20  # bytes of a memory map that are moved together
 
@@ -145,6 +145,13 @@ def open_rows(model: Model, loss: Loss, x: Any, t: Any, w: Any, *, what: str = "
     moved = {name: backend.packed(taken(name, a, backend, model.dtype)) for name, a in arrays.items()}
     inputs: Inputs = moved if isinstance(x, Mapping) else next(iter(moved.values()))
     return Rows(inputs, targets, weights, n, True, backend, model.dtype)
+
+
+def open_validation(model: Model, loss: Loss, validation: Any) -> Rows:
+    """The rows that a fit is evaluated on after each epoch: (x, t) or (x, t, w). Raises as `open_rows` does."""
+    if not isinstance(validation, tuple | list) or len(validation) not in (2, 3):
+        raise ValueError("validation must be (x, t) or (x, t, w).")
+    return open_rows(model, loss, *validation, *([None] if len(validation) == 2 else []), what="validation x")
 
 
 def output_width(model: Model) -> int | None:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 from .backend import Backend
-from .errors import XBPError
+from .errors import ShapeError, XBPError
+from .losses import SoftmaxCrossEntropy
 from .program import Program
-from .recording import Signature, flat, inputs_of, record, signature_of
+from .recording import Kind, Signature, flat, inputs_of, record, signature_of
 from .runner import EagerRunner, Runner
 from .step import Gradients, Step
 from .typing import Array, Inputs, Namespace, Scalar, Tree
@@ -58,19 +59,19 @@ class Engine:
 
     # --- the programs ---------------------------------------------------------------------------------------------
 
-    def program(self, what: str = "step", look: Signature | None = None) -> Program | None:
-        """The program for batches of that look; None is the last look that was met. None where nothing is known yet."""
-        look = look or self._look
-        if look is None:
-            return None
+    def program(self, what: str = "step", look: Signature | None = None) -> Program:
+        """The program for batches of that look; None is the last look that was met, or the likeliest before the first."""
+        look = look or self._look or _likely(self._step, self.read())
         key = (what, look)
         if key not in self._programs:
             self._programs[key] = record(what, self._step, self.read(), look)
         return self._programs[key]
 
     def prepare(self, x: Inputs, t: Array, w: Array | None) -> None:
-        """Record and compile the step for batches of this look, so that whatever fails does so before training."""
-        self._runner(signature_of(x, t, w))
+        """Record and compile for batches of this look, so that what fails, or takes time, does so before training."""
+        look = signature_of(x, t, w)
+        self._runner(look)
+        self._prediction("sums", look)
 
     def _runner(self, look: Signature) -> Runner:
         """The Runner for that look, holding the newest values."""
@@ -95,7 +96,6 @@ class Engine:
             if self._step.accumulate > 1:
                 return EagerRunner(self._in_pieces(look), self._backend, self.name)
             program = self.program("step", look)
-            assert program is not None
             runner: Runner = self._backend.compile(program, self.name)
             return runner
         except (XBPError, AttributeError) as error:
@@ -121,7 +121,6 @@ class Engine:
         key = (what, look)
         if key not in self._functions:
             program = self.program(what, look)
-            assert program is not None
             self._functions[key] = self._backend.function(program, self.name)
         return self._functions[key]
 
@@ -167,6 +166,25 @@ class Engine:
         except (XBPError, AttributeError) as error:
             self._give_up(error)
             return None
+
+
+def _likely(step: Step, tree: Tree) -> Signature:
+    """The look of a batch before the first one: rows as wide as the first layers take them, without weights.
+
+    Raises `ShapeError` where no layer says how wide the rows are.
+    """
+    plan, widths = step.plan, {}
+    dtype = str(next(iter(tree["params"].values())).dtype).rpartition(".")[2]
+    for node in plan.nodes:
+        width = getattr(node.layer, "in_features", getattr(node.layer, "size", None))
+        widths.update({v: Kind((width,), dtype) for v in node.inputs if isinstance(width, int) and v not in widths})
+    shape = plan.row_shapes().get(plan.output)
+    if shape is None or any(name not in widths for name in plan.inputs):
+        raise ShapeError("No layer says how wide the rows are, so nothing can be recorded before the first batch.")
+    labels = isinstance(step.loss, SoftmaxCrossEntropy)
+    t = Kind((), "int32") if labels else Kind((step.loss.target_width(shape[0]),), dtype)
+    single = len(plan.inputs) == 1
+    return Signature(tuple(("" if single else name, widths[name]) for name in plan.inputs), t, None)
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,12 @@ class Signature:
     w: Kind | None
 
 
-def dtype_name(array: Array) -> str:
+def _dtype_name(array: Array) -> str:
     return str(array.dtype).rpartition(".")[2]
 
 
 def _kind(array: Array) -> Kind:
-    return Kind(tuple(array.shape[1:]), dtype_name(array))
+    return Kind(tuple(array.shape[1:]), _dtype_name(array))
 
 
 def signature_of(x: Inputs, t: Array | None, w: Array | None) -> Signature:
@@ -103,7 +103,7 @@ def _recorded(what: str, step: Step, tree: Tree, batch: Signature, n: int) -> Pr
     arrays: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for section in SECTIONS if what in ("step", "apply") else SECTIONS[:2]:
         for name, a in tree[section].items():
-            arrays[section][name] = recorder.input(f"{section}.{name}", tuple(a.shape), dtype_name(a))
+            arrays[section][name] = recorder.input(f"{section}.{name}", tuple(a.shape), _dtype_name(a))
     params, buffers, state = (arrays[section] for section in SECTIONS)
     scalars = _scalars(what, step, tree, recorder)
     if what == "apply":
@@ -136,7 +136,7 @@ def _scalars(what: str, step: Step, tree: Tree, recorder: Recorder) -> dict[str,
     scalars: dict[str, Any] = {}
     if what in ("step", "apply"):
         like = tree["params"][step.trainable[0]]
-        scalars["lr"] = recorder.input("scalars.lr", (), dtype_name(like))
+        scalars["lr"] = recorder.input("scalars.lr", (), _dtype_name(like))
     if what in ("step", "piece"):
         for node in step.plan.random_nodes():
             scalars[f"key.{node}"] = recorder.input(f"scalars.key.{node}", (), "int32")

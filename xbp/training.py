@@ -13,7 +13,7 @@ from . import checkpoint
 from .backend import Backend, on_device
 from .callbacks import Callback, Progress, check_callbacks
 from .checks import Gate, check_fit, check_trainer, chosen_engine, trainable_names, whole_number
-from .data import Batches, Order, Rows, is_stream, open_rows
+from .data import Batches, Order, Rows, is_stream, open_rows, open_validation
 from .engine import Engine
 from .errors import DataError, NonFiniteLoss
 from .interrupt import Interrupt
@@ -120,9 +120,9 @@ class Trainer:
         return self._engine.name
 
     @property
-    def program(self) -> Program | None:
-        """The step as it was recorded for the last batches, to print; None before the first."""
-        return self._engine.program()
+    def program(self) -> Program:
+        """The step as it was recorded for the last batches, to print; before the first, for unweighted rows."""
+        return self._run_engine().program()
 
     def _run_engine(self) -> Engine:
         """The engine, holding the newest values whoever changed them."""
@@ -198,10 +198,12 @@ class Trainer:
             source = open_rows(self.model, self.loss, x, t, sample_weight)
             check_fit(self.model, source.n, batch_size)
             self._rows = source
-        held_out = None if validation is None else self._open_validation(validation)
+        held_out = None if validation is None else open_validation(self.model, self.loss, validation)
         self.stop_reason = None
         self.epochs_planned = self.epoch + whole_number("epochs", epochs, 0)
-        self._run_engine()
+        engine = self._run_engine()
+        if isinstance(source, Rows):
+            engine.prepare(*next(source.chunks(1)))
         for observer in observers:
             observer.on_fit_begin(self)
         try:
@@ -322,13 +324,6 @@ class Trainer:
     def evaluate(self, x: Any, t: Any, sample_weight: Any = None) -> dict[str, float]:
         """{"loss": ..., "accuracy": ..., ...} over the rows, as floats. Raises as `fit` does."""
         return self._evaluate(open_rows(self.model, self.loss, x, t, sample_weight))
-
-    def _open_validation(self, validation: Any) -> Rows:
-        if not isinstance(validation, tuple | list) or len(validation) not in (2, 3):
-            raise ValueError("validation must be (x, t) or (x, t, w).")
-        return open_rows(
-            self.model, self.loss, *validation, *([None] if len(validation) == 2 else []), what="validation x"
-        )
 
     def _evaluate(self, rows: Rows) -> dict[str, float]:
         engine = self._run_engine()

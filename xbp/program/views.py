@@ -14,7 +14,7 @@ from .program import Operation
 from .shapes import Dim, Shape
 from .values import Value
 
-__all__ = ["Layout", "Linear", "constant", "contiguous", "linear", "size_of", "times", "viewed"]
+__all__ = ["Layout", "Linear", "constant", "contiguous", "linear", "size_of", "spread", "times", "viewed"]
 
 
 class Linear(NamedTuple):

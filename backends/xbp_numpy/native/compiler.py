@@ -23,6 +23,7 @@ from xbp.backend import load_library
 
 __all__ = ["Code", "cache_folder", "compiled", "features"]
 
+MOST_FILES = 500  # of the cache; some ten kilobytes each
 _lock = threading.Lock()  # LLVM's context and the engine are not made for two threads at once
 
 
@@ -141,6 +142,14 @@ def _write(path: Path, code: bytes) -> None:
             with os.fdopen(handle, "wb") as file:
                 file.write(hashlib.sha256(code).digest() + code)
             os.replace(name, path)
+            _make_room(path.parent)
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def _make_room(folder: Path) -> None:
+    """Drop the files that have not been written for longest, where there are too many."""
+    files = sorted(folder.glob("*.o"), key=lambda file: file.stat().st_mtime)
+    for file in files[: max(0, len(files) - MOST_FILES)]:
+        file.unlink(missing_ok=True)

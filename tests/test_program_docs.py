@@ -1,0 +1,43 @@
+"""The page on the engine is true: its examples run one after the other, and print what stands below them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "engine.md"
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks():
+    return [(match[1], match[2]) for match in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))]
+
+
+def pattern(shown):
+    """What is shown, where a line of "..." stands for any lines."""
+    return "".join(r"(?:.*\n)*?" if line == "...\n" else re.escape(line) for line in shown.splitlines(keepends=True))
+
+
+def test_every_example_runs_and_prints_what_is_shown():
+    names, printed, compared = {"__name__": "page"}, "", 0
+    for language, text in blocks():
+        if language == "python":
+            assert printed == "", "what an example prints is shown below it"
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(text, f"{PAGE.name}: {text.splitlines()[0]}", "exec"), names)
+            printed = out.getvalue()
+        else:
+            assert language == "text"
+            assert re.fullmatch(pattern(text), printed), printed
+            printed, compared = "", compared + 1
+    assert printed == ""
+    assert compared >= 5
+
+
+@pytest.mark.parametrize("printed", ["a\nb\n", "a\nx\ny\nb\n", "x\nb\n", "a\nb\nc\n", "a\nb"])
+def test_three_dots_stand_for_whole_lines(printed):
+    assert bool(re.fullmatch(pattern("a\n...\nb\n"), printed)) == (printed in ("a\nb\n", "a\nx\ny\nb\n"))
