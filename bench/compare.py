@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numerical
-import numpy as np
 from peers import entrants, is_peer
+from products import is_limit
+from ratios import ratio
 from threads import equal_threads, pools
 
 from xbp.benchmark import (
@@ -31,7 +33,6 @@ from xbp.benchmark import (
     Contestant,
     Load,
     Result,
-    Timing,
     Training,
     case_named,
     document,
@@ -69,21 +70,47 @@ class Quiet:
         return True
 
 
-def ratio(timing: Timing, base: Timing) -> dict[str, float]:
-    """How many times as long as `base`, block by block: the median, and the quartiles around it."""
-    low, middle, high = np.quantile(np.divide(timing.blocks, base.blocks), [0.25, 0.5, 0.75])
-    return {"median": float(middle), "low": float(low), "high": float(high)}
+def checked(c: Contestant) -> float:
+    """The error of a contestant, which is refused if it is no rounding; NaN for the limit, which computes no loss."""
+    if is_limit(c):
+        return math.nan
+    return verify(c, same_order=not is_peer(c), slack=PEERS_SLACK if is_peer(c) else 1.0)
 
 
-def compare(case: Case, names: Sequence[str], seconds: float, blocks: int, quiet: Quiet, clock: Clock) -> list[Result]:
-    """One case, verified and timed, for everyone of these names."""
+def in_time(c: Contestant, longest: float, clock: Clock) -> float | None:
+    """None if a warm epoch takes less than `longest` seconds; else its seconds. Everyone is compared with BASE."""
+    if c.name == BASE:
+        return None
+    c.synchronize()
+    start = clock()
+    c.epochs(1)
+    c.synchronize()
+    took = clock() - start
+    return took if took > longest else None
+
+
+def compare(
+    case: Case, names: Sequence[str], seconds: float, blocks: int, longest: float, quiet: Quiet, clock: Clock
+) -> tuple[list[Result], list[dict[str, Any]]]:
+    """One case, verified and timed, for everyone of these names; and who was left out, because it takes too long."""
     makers = entrants()
-    group = [makers[name](case) for name in names]
-    errors = [verify(c, same_order=not is_peer(c), slack=PEERS_SLACK if is_peer(c) else 1.0) for c in group]
+    group: list[Contestant] = []
+    errors: list[float] = []
+    left_out: list[dict[str, Any]] = []
+    for name in names:
+        contestant = makers[name](case)
+        error = checked(contestant)
+        took = in_time(contestant, longest, clock)
+        if took is None:
+            group.append(contestant)
+            errors.append(error)
+        else:
+            left_out.append({"case": case.name, "name": name, "epoch_seconds": took})
+            print(f"  {name} is left out: an epoch takes {took:.1f} s, more than {longest:g} s", file=sys.stderr)
     load = Load()
     timings = time_all(group, seconds, blocks, quiet, clock)
     others = load.others()
-    return [result(c, *times, error, others) for c, times, error in zip(group, timings, errors, strict=True)]
+    return [result(c, *times, e, others) for c, times, e in zip(group, timings, errors, strict=True)], left_out
 
 
 def result(c: Contestant, step: Timing, fit: Timing, error: float, others: float) -> Result:
@@ -101,8 +128,8 @@ def with_ratios(results: Sequence[Result], plain: Sequence[dict[str, Any]]) -> l
     return [
         {
             **entry,
-            "step_ratio": ratio(r.step, base[r.case.name].step),
-            "fit_ratio": ratio(r.fit, base[r.case.name].fit),
+            "step_ratio": ratio(r.step.blocks, base[r.case.name].step.blocks),
+            "fit_ratio": ratio(r.fit.blocks, base[r.case.name].fit.blocks),
         }
         for r, entry in zip(results, plain, strict=True)
     ]
@@ -120,8 +147,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", default=",".join(HOST), help="names of networks (%(default)s)")
     parser.add_argument("--only", help="parts of names, separated by ';' (everyone but xbp on strict)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for a contestant, network and way (%(default)s)")
-    parser.add_argument("--blocks", type=int, default=15, help="that the seconds are cut into (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.2, help="for a contestant, network and way (%(default)s)")
+    parser.add_argument("--blocks", type=int, default=9, help="that the seconds are cut into (%(default)s)")
+    parser.add_argument(
+        "--longest", type=float, default=2.0, help="seconds of an epoch; who needs more is left out (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, help="for every library (one a core)")
     parser.add_argument(
         "--clock",
@@ -130,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="cpu: for a busy machine, with --threads 1 and --patience 0 (%(default)s)",
     )
     parser.add_argument("--quiet", type=float, default=0.2, help="cores that others may use in a block (%(default)s)")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for quiet, a case (%(default)s)")
+    parser.add_argument("--patience", type=float, default=20.0, help="seconds to wait for quiet, a case (%(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="(bench/results/cpu.json)")
     options = parser.parse_args(argv)
 
@@ -140,11 +170,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("CPU time counts threads that spin while they wait; --clock cpu goes with --threads 1.")
     names = chosen(options.only)
     results: list[Result] = []
+    left_out: list[dict[str, Any]] = []
     blocks = {"accepted": 0, "disturbed": 0, "repeated": 0}
     for case in [case_named(name.strip()) for name in options.cases.split(",")]:
         print(f"{case.name}: {case}; {len(names)} contestants", file=sys.stderr)
         quiet = Quiet(options.quiet, options.patience)
-        results += compare(case, names, options.seconds, options.blocks, quiet, CLOCKS[options.clock])
+        start = time.perf_counter()
+        found_here, slow = compare(
+            case, names, options.seconds, options.blocks, options.longest, quiet, CLOCKS[options.clock]
+        )
+        results += found_here
+        left_out += slow
+        print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr)
         for key, count in zip(blocks, (quiet.accepted, quiet.disturbed, quiet.refused), strict=True):
             blocks[key] += count
     found = document(
@@ -155,6 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         blocks=options.blocks,
         quiet_below_cores=options.quiet,
         blocks_counted=blocks,
+        longest_epoch=options.longest,
+        slack_of_peers=PEERS_SLACK,
         base=BASE,
         load_average_before=before,
         pools=pools(),
@@ -162,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet = Quiet(options.quiet, options.patience)
     found["numerical"] = numerical.compare(options.blocks, quiet, Load, CLOCKS[options.clock])
     found["results"] = with_ratios(results, found["results"])
+    found["left_out"] = left_out
     found["versions"] |= {name: metadata.version(name) for name in ("scikit-learn",) if "scikit-learn" in str(names)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from products import LIMIT, Products
 
 from xbp import available_backends
 from xbp.benchmark import Case, Contestant, Training
@@ -300,7 +301,7 @@ Entrant = Callable[[Case], Contestant]
 
 
 def entrants() -> dict[str, Entrant]:
-    """Everyone who can take part here, by name: xbp on each engine of each backend, then the peers."""
+    """Everyone who can take part here, by name: xbp on each engine of each backend, the peers, and the limit."""
     found: dict[str, Entrant] = {}
     cuda = False
     for info in available_backends():
@@ -318,6 +319,7 @@ def entrants() -> dict[str, Entrant]:
         found["jax, jit, by hand"] = Jax
     if cuda and find_spec("torch") is not None and importlib.import_module("torch").cuda.is_available():
         found["torch, autograd, fused, cuda"] = partial(Torch, kind="fused", device="cuda")
+    found[LIMIT] = Products
     return found
 
 

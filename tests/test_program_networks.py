@@ -177,16 +177,8 @@ def test_a_layer_that_counts_rows_as_an_array_is_recorded():
 # other libraries
 
 
-@pytest.mark.parametrize(
-    "described",
-    [
-        replace(TINY, layers=("dropout",), optimizer="momentum"),
-        replace(TINY, layers=("batch", "elu"), optimizer="adam", weighted=True, clip_norm=0.5),
-    ],
-    ids=["plain", "weighted"],
-)
-def test_a_record_runs_on_every_library(described, space):
-    case = Case(described)
+def test_a_record_runs_on_every_library(space):
+    case = Case(replace(TINY, layers=("dropout",), weighted=True))
     program = record("step", case.step, case.tree, case.look)
     wanted = case.interpreted(program)
     backend = space.backend

@@ -22,7 +22,7 @@ from xbp.typing import Array, DType, Namespace
 
 from .jit import JitRunner, function
 
-__all__ = ["JaxBackend", "backend"]
+__all__ = ["JaxBackend", "JitRunner", "backend", "function"]
 
 INSTALL = "pip install 'xbp[jax]'"
 ENABLE = 'jax.config.update("jax_enable_x64", True)'

@@ -18,7 +18,7 @@ from xbp.typing import Array, DType, Namespace
 
 from .compiled import CompiledRunner, function
 
-__all__ = ["TorchBackend", "backend"]
+__all__ = ["CompiledRunner", "TorchBackend", "backend", "function"]
 
 INSTALL = "pip install 'xbp[torch]'"
 

@@ -21,7 +21,7 @@ class Result:
 
     step      through `Trainer.step`, on batches that lie on the device
     fit       a step as part of an epoch of `Trainer.fit`: with shuffling, checks, history and all that an epoch is
-    error     the largest relative difference of a loss to float64, found before the timing
+    error     the largest relative difference of a loss to float64, found before the timing; NaN for what has no loss
     others    cores that other programs used meanwhile, NaN where the system does not tell
     """
 
@@ -93,6 +93,7 @@ def document(results: Sequence[Result], **settings: Any) -> dict[str, Any]:
 
 def _plain(r: Result) -> dict[str, Any]:
     medians = {"step_us": 1e6 * r.step.median, "fit_us": 1e6 * r.fit.median, "samples_per_second": r.samples_per_second}
-    others = r.others if math.isfinite(r.others) else None  # JSON has no NaN
+    numbers = {"others": r.others, "error": r.error}
+    numbers = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
     case = {**asdict(r.case), "optimizer": str(r.case.optimizer)}
-    return {**asdict(r), **medians, "others": others, "case": case}
+    return {**asdict(r), **medians, **numbers, "case": case}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from xbp.backend import load_library
+from xbp.errors import NotCompiled
 
 __all__ = ["Code", "cache_folder", "compiled", "features"]
 
@@ -112,9 +113,12 @@ def _linker() -> Any:
 
 def _made(text: str, machine: Any) -> bytes:
     llvm = _llvm()
-    module = llvm.parse_assembly(text)
-    module.triple, module.data_layout = machine.triple, str(machine.target_data)
-    module.verify()
+    try:
+        module = llvm.parse_assembly(text)
+        module.triple, module.data_layout = machine.triple, str(machine.target_data)
+        module.verify()
+    except RuntimeError as error:
+        raise NotCompiled(f"LLVM does not take the code that was made for this program: {error}") from error
     tuning = llvm.create_pipeline_tuning_options(speed_level=3)
     tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = True
     passes = llvm.create_pass_builder(machine, tuning)
@@ -146,6 +150,16 @@ def _write(path: Path, code: bytes) -> None:
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def _forget() -> None:
+    """After a fork the lock may be held by a thread that the child does not have."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _make_room(folder: Path) -> None:

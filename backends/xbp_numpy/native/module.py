@@ -49,7 +49,8 @@ class Block:
 class Module:
     """The text of a program's functions, and which place in memory is which entry of the table.
 
-    inputs     the program's inputs, which have memory of their own
+    integer    the type of the BLAS' integers, "" where there is none to be called
+    tile       the shape of a tile on this processor
     blocks     places in the arena, by name
     late       inputs whose new value waits in a block until the end, because the old one is still read
     """

@@ -124,9 +124,11 @@ class Emitter:
             w.start(there)
         if self.tiled:
             self._by_tiles(a, b, m, k)
-        else:
+        elif self._integer:
             self._first_thread_only()
             self._by_blas(a, b, m, k, n)
+        else:
+            raise NotCompiled("A product as wide as the batch needs NumPy's BLAS, which this build of NumPy hides.")
         w.do("ret void")
         head = f"define internal void @{name}(ptr noalias readonly %a, ptr noalias readonly %b, ptr noalias %c"
         tail = ", ptr noalias %copy, ptr %gemm, i64 %n, i64 %tid, i64 %nt) noinline nounwind {\n"

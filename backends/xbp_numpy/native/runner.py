@@ -15,7 +15,6 @@ from typing import Any, cast
 import numpy as np
 
 from xbp.backend import Backend
-from xbp.errors import NotCompiled
 from xbp.program import Program, Value, bound
 from xbp.recording import inputs_of, nested
 from xbp.typing import Array, Inputs, Scalar, Tree
@@ -45,14 +44,14 @@ class _Native:
 
     def __init__(self, program: Program) -> None:
         blas = numpy_blas()
-        if blas is None:
-            raise NotCompiled("The BLAS of this NumPy cannot be called from compiled code.")
-        self.module = Module(program, blas.integer, registers(features()))
+        self.module = Module(program, blas.integer if blas else "", registers(features()))
         self._code: Code = compiled(self.module.text)
         self._addresses = {name: self._code.address(name) for name in ("step", "run")}
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4)
         self._functions: dict[str, Any] = {name: kind(address) for name, address in self._addresses.items()}
-        self._fixed = {"sgemm": blas.sgemm, "dgemm": blas.dgemm, "yield": threads.yield_address()}
+        self._fixed = {"yield": threads.yield_address()}
+        if blas is not None:
+            self._fixed |= {"sgemm": blas.sgemm, "dgemm": blas.dgemm}
 
     def call(self, name: str, prepared: _Prepared, n: int, steps: int = 1) -> None:
         """Call "step" or "run", with as many threads as may be had where they are worth it."""
