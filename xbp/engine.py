@@ -60,7 +60,7 @@ class Engine:
     # --- the programs ---------------------------------------------------------------------------------------------
 
     def program(self, what: str = "step", look: Signature | None = None) -> Program:
-        """The program for batches of that look; None is the last look that was met, or the likeliest before the first."""
+        """The program for batches of that look; None: of the last one that was met, before that the likeliest one."""
         look = look or self._look or _likely(self._step, self.read())
         key = (what, look)
         if key not in self._programs:

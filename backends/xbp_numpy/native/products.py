@@ -186,7 +186,7 @@ class Emitter:
                 w.start(after)
 
     def _gather(self, a: str, k: str) -> str:
-        """A copy of a for this thread, in blocks of columns: read as it lies, its cache lines would push each other out."""
+        """A copy of a for this thread, in blocks of columns: as it lies, its cache lines would push each other out."""
         w, p, t = self._w, self._p, self._p.t
         columns = p.n.constant if self._turned or self._packed else 0
         start = w.new(f"mul i64 {k}, {columns}")

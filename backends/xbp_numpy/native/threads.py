@@ -25,7 +25,7 @@ __all__ = ["MOST", "Team", "available_threads", "barrier", "team", "yield_addres
 
 PATIENCE = 4000  # turns of waiting for one another before the core is offered to others
 IDLE = 40_000  # turns of looking for work before a helper sleeps
-MOST = min(os.cpu_count() or 1, 64)  # threads
+MOST = max(4, min(os.cpu_count() or 1, 64))  # threads that ever work together
 LINE = 8  # 64-bit words of a cache line; each thread writes into one of its own
 
 # The words of the block through which work is handed out.
@@ -241,6 +241,7 @@ class Team:
     @contextlib.contextmanager
     def together(self, threads: int) -> Iterator[int]:
         """Have the helpers for a while; gives the number of threads that there are, 1 where somebody else has them."""
+        threads = min(threads, MOST)  # each has its place in the blocks below, and in the scratch memory of products
         if threads < 2 or not self._taken.acquire(blocking=False):
             yield 1
             return
