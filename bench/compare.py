@@ -33,6 +33,7 @@ from xbp.benchmark import (
     Contestant,
     Load,
     Result,
+    Timing,
     Training,
     case_named,
     document,

@@ -2,7 +2,7 @@
 
 A program fits one look of a batch (`Signature`): with weights or without, labels or probabilities. Each look has a
 Runner of its own, made when it is first met; the newest values move to whichever Runner is used, so that together they
-are one Runner. What a backend cannot compile runs eagerly, for one logged reason.
+are one Runner. What an engine cannot compile runs on the next best one, for one logged reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 from .backend import Backend
-from .errors import ShapeError, XBPError
+from .errors import NotCompiled, ShapeError, XBPError
 from .losses import SoftmaxCrossEntropy
 from .program import Program
 from .recording import Kind, Signature, flat, inputs_of, record, signature_of
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Engine:
     """All Runners of one trainer, as one.
 
-    name    what runs the steps; "eager" from the moment on in which something could not be compiled
+    name    what runs the steps; another one from the moment on in which something could not be compiled
     """
 
     def __init__(self, step: Step, backend: Backend, name: str) -> None:
@@ -76,7 +76,7 @@ class Engine:
     def _runner(self, look: Signature) -> Runner:
         """The Runner for that look, holding the newest values."""
         self._look = look
-        key = None if self.name == "eager" else look
+        key = None if self.name == "eager" else look  # the eager one takes batches of any look
         runner = self._runners.get(key)
         if runner is None:
             runner = self._runners[key] = self._compiled(look)
@@ -90,27 +90,33 @@ class Engine:
         return runner
 
     def _compiled(self, look: Signature) -> Runner:
-        if self.name == "eager":
-            return EagerRunner(self._step, self._backend)
-        try:
-            if self._step.accumulate > 1:
-                return EagerRunner(self._in_pieces(look), self._backend, self.name)
-            program = self.program("step", look)
-            runner: Runner = self._backend.compile(program, self.name)
-            return runner
-        except (XBPError, AttributeError) as error:
-            self._give_up(error)
-            return self._runners.setdefault(None, EagerRunner(self._step, self._backend))
+        while self.name != "eager":
+            try:
+                if self._step.accumulate > 1:
+                    return EagerRunner(self._in_pieces(look), self._backend, self.name)
+                runner: Runner = self._backend.compile(self.program("step", look), self.name)
+                return runner
+            except (XBPError, AttributeError) as error:
+                self._give_up(error)
+        return self._runners.setdefault(None, EagerRunner(self._step, self._backend))
 
     def _give_up(self, error: Exception) -> None:
-        """From here on, everything runs eagerly."""
+        """From here on, everything runs on the next best engine: what could not be recorded at all, eagerly."""
+        engines = self._backend.engines
+        after = engines.index(self.name) + 1 if self.name in engines else len(engines)
+        slower = engines[after] if isinstance(error, NotCompiled) and after < len(engines) else "eager"
         log.warning(
-            "Engine %r of backend %r cannot run this training, which goes on with engine 'eager'. The reason: %s",
+            "Engine %r of backend %r cannot run this training, which goes on with engine %r. The reason: %s",
             self.name,
             self._backend.name,
+            slower,
             error,
         )
-        self.name = "eager"
+        self._tree = {section: dict(arrays) for section, arrays in self.read().items()}
+        self._current = None
+        self._runners.clear()
+        self._functions.clear()
+        self.name = slower
 
     def _in_pieces(self, look: Signature) -> Step:
         values = {f.name: getattr(self._step, f.name) for f in fields(self._step) if f.init}
@@ -159,13 +165,12 @@ class Engine:
         return flat({"params": tree["params"], "buffers": tree["buffers"]})
 
     def _prediction(self, what: str, look: Signature) -> Function | None:
-        if self.name == "eager":
-            return None
-        try:
-            return self._function(what, look)
-        except (XBPError, AttributeError) as error:
-            self._give_up(error)
-            return None
+        while self.name != "eager":
+            try:
+                return self._function(what, look)
+            except (XBPError, AttributeError) as error:
+                self._give_up(error)
+        return None
 
 
 def _likely(step: Step, tree: Tree) -> Signature:

@@ -248,7 +248,8 @@ class Trainer:
             weights = np.concatenate([weights, chunk_weights]) if isinstance(source, Batches) else weights
             done += int(chunk_losses.shape[0])
             self.epoch_progress = (done, len(weights) if isinstance(source, Rows) else 0)
-            reason = interrupt.reason or next((r for o in observers if (r := o.on_chunk_end(self))), None)
+            told = next((r for o in observers if (r := o.on_chunk_end(self))), None)
+            reason = interrupt.reason or told
             if reason is not None:
                 break
         if not losses:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -79,7 +80,11 @@ class Compiled:
         with self._torch.no_grad():
             try:
                 if len(self._own) < SIZES:
-                    inductor = import_module("torch._inductor")
+                    with warnings.catch_warnings():
+                        # What PyTorch's own modules do while they are loaded is not our users' business.
+                        warnings.filterwarnings("ignore", ".*torch.jit.script_method", DeprecationWarning)
+                        inductor = import_module("torch._inductor")
+                        import_module("torch._inductor.compile_fx")
                     self._own[rows] = inductor.compile(self._graph(rows), arrays)
                     return self._own[rows]
                 if self._shared is None:

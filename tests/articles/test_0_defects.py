@@ -301,7 +301,7 @@ def test_inference_keeps_nothing_alive_and_training_keeps_what_backward_needs():
     made, alive = [], []
     watched = Watched(made, alive)
     net = xbp.Network([xbp.Affine(6, 8), watched, xbp.Affine(8, 4), watched, xbp.Affine(4, 3)], backend="numpy")
-    machine = xbp.Trainer(net, loss=xbp.SoftmaxCrossEntropy(), optimizer=xbp.SGD(0.1))
+    machine = xbp.Trainer(net, loss=xbp.SoftmaxCrossEntropy(), optimizer=xbp.SGD(0.1), engine="eager")
     x, t = clusters()
     net.predict(x)
     machine.evaluate(x, t)

@@ -245,7 +245,8 @@ def test_the_articles_own_formulas_run_once_their_results_are_stored():
 
 def examples():
     """The Python examples of the documentation."""
-    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]:
+    pages = sorted(ROOT.glob("docs/**/*.md"))  # engine.md is one program in pieces; tests/test_program_docs.py runs it
+    for path in [ROOT / "README.md", *(p for p in pages if p.name != "engine.md")]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S), 1):
             yield pytest.param(code, id=f"{path.stem}-{i}")
@@ -382,6 +383,7 @@ class Broadcasting(xbp.Layer):
 
 
 @ids("S1-21", "S1-11")
+@pytest.mark.falls_back  # the loops of the engine numba have two axes, and the article's product of Affine has three
 @few_shapes
 def test_simple_derivation_and_broadcasting_are_enough_to_train_a_network(space, network):
     rng = np.random.default_rng(2)
