@@ -13,6 +13,7 @@ import argparse
 import importlib
 import itertools
 import json
+import math
 import os
 import resource
 import subprocess
@@ -175,13 +176,22 @@ PEERS: dict[str, tuple[str, Callable[[Data, int], Json]]] = {
 
 
 def train(who: str, folder: Path, epochs: int) -> Json:
-    """One training in a process of its own, on the arrays of that folder."""
+    """One training in a process of its own, on the arrays of that folder; and how many cores others used meanwhile."""
+    from xbp.benchmark import Load
+
+    load, start, used = Load(), time.monotonic(), children_seconds()
     command = [sys.executable, str(HERE), "--train", who, "--data", str(folder), "--epochs", str(epochs)]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         sys.exit(f"{who} failed:\n{run.stderr}")
     found: Json = json.loads(run.stdout.splitlines()[-1])
-    return found
+    others = load.others() - (children_seconds() - used) / (time.monotonic() - start)
+    return {**found, "others": None if math.isnan(others) else round(max(0.0, others), 2)}
+
+
+def children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def prepare(source: Path, folder: Path) -> Data:
@@ -202,9 +212,10 @@ def prepare(source: Path, folder: Path) -> Data:
 
 
 def row(found: Json) -> str:
+    crowd = f"; others used {found['others']} cores" if found["others"] else ""
     return (
         f"{found['name']:<30}{found['seconds']:8.1f} s {100 * found['accuracy']:9.1f} % "
-        f"{found['peak_mb']:8.0f} MB ({found['before_mb']:.0f} before)"
+        f"{found['peak_mb']:8.0f} MB ({found['before_mb']:.0f} before){crowd}"
     )
 
 

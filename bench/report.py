@@ -166,8 +166,8 @@ def fashion(found: Json) -> str:
         f"Adam, float32, on {s['threads']} threads, each in a process of its own (its memory includes the library and "
         f"the {s['data_mb']:.0f} MB of data):\n\n{lines(rows)}\n\n"
         f"An epoch of xbp's `fit` takes **{steps['ratio']:.2f}** times as long as its {s['steps']} single steps on "
-        f"batches that lie ready ({steps['low']:.2f}-{steps['high']:.2f} in {steps['rounds']} rounds); the whole of its first `fit`, compilation "
-        f"included, {steps['ratio_of_whole_fit']:.2f} times as long as as many such steps. "
+        f"batches that lie ready ({steps['low']:.2f}-{steps['high']:.2f} in {steps['rounds']} rounds); all of its "
+        f"first `fit`, compilation included, {steps['ratio_of_whole_fit']:.2f} times as long as as many steps. "
         f"{where(found)}"
     )
 

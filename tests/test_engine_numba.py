@@ -25,7 +25,7 @@ from xbp.recording import flat, inputs_of, record, signature_of
 
 pytest.importorskip("llvmlite", reason="the engine numba needs llvmlite: pip install 'xbp[numba]'")
 
-from xbp_numpy.native import compiler, module, threads
+from xbp_numpy.native import module, threads
 from xbp_numpy.native.runner import NativeFunction, NativeRunner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -333,53 +333,3 @@ def test_what_the_user_assigns_is_seen():
     trainer.lr = 0.0
     trainer.step(x, t, w)
     assert not trainer.model.params["0.W"].any()
-
-
-# the cache
-
-
-def test_code_is_found_again_and_damage_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setenv("XBP_CACHE_DIR", str(tmp_path / "cache"))
-    made = []
-    make = compiler._made
-    monkeypatch.setattr(compiler, "_made", lambda *args: made.append(1) or make(*args))
-    described = Described(layers=("tanh", 9))
-    x, t, w = ns.batch(described, 5, 0)
-
-    def loss():
-        return float(ns.trainer(described, "numba").step(x, t, w))
-
-    first = loss()
-    assert len(made) == 1
-    assert loss() == first
-    assert len(made) == 1
-    (file,) = (tmp_path / "cache").glob("*.o")
-    assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
-    code = file.read_bytes()
-    file.write_bytes(code[:-7])
-    assert loss() == first  # cut off: made anew, and whole again
-    assert len(made) == 2
-    assert file.read_bytes() == code
-    file.chmod(0o666)
-    assert loss() == first  # anybody might have written it
-    assert len(made) == 3
-    monkeypatch.setenv("XBP_CACHE_DIR", "")
-    assert loss() == first
-    assert len(made) == 4
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
-    monkeypatch.setenv("XBP_CACHE_DIR", str(blocked))
-    assert loss() == first
-
-
-def test_a_new_process_compiles_the_same_code(tmp_path):
-    code = (
-        "import numpy as np, xbp;"
-        "n = xbp.Network([xbp.Affine(9, 8), xbp.GELU(), xbp.Affine(8, 3)], backend='numpy');"
-        "t = xbp.Trainer(n, loss=xbp.SoftmaxCrossEntropy(), optimizer=xbp.Adam(), clip_norm=1.0, engine='numba');"
-        "t.step(np.ones((4, 9), 'f4'), np.zeros(4, 'i4'))"
-    )
-    for seed in ("1", "2"):
-        env = {**os.environ, "XBP_CACHE_DIR": str(tmp_path), "PYTHONHASHSEED": seed}
-        subprocess.run([sys.executable, "-c", code], env=env, check=True, cwd=ROOT)
-    assert len(list(tmp_path.glob("*.o"))) == 1

@@ -86,6 +86,7 @@ class Backend:
     """
 
     engines: ClassVar[tuple[str, ...]] = ("eager",)
+    extras: ClassVar[Mapping[str, str]] = {}  # engines that need something more, and how to get it
     on_host: ClassVar[bool] = False  # True where the library's arrays are NumPy's own: nothing is ever transferred
 
     def __init__(self, name: str, xp: Namespace, device: Device = None, version: str = "") -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from .backend import Backend
 from .data import output_width, prepare_batch
-from .errors import ShapeError, unknown_name
+from .errors import BackendUnavailable, NonFiniteLoss, ShapeError, unknown_name
 from .layers import BatchNorm, ReLU, Sigmoid, Softmax, Tanh
 from .losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from .model import Model
 from .optimizers import Names, Optimizer, selects
 
-__all__ = ["Gate", "check_fit", "check_trainer", "chosen_engine", "trainable_names", "whole_number"]
+__all__ = ["Gate", "check_fit", "check_trainer", "chosen_engine", "non_finite", "trainable_names", "whole_number"]
 
 
 def check_trainer(model: object, loss: object, optimizer: object, clip_norm: float | None, accumulate: int) -> None:
@@ -103,10 +103,26 @@ def _look(a: Any) -> tuple[object, object, object]:
     return type(a), getattr(a, "dtype", None), getattr(a, "shape", None)
 
 
+def non_finite(loss: float, step: int, done: int, epoch: int, rate: float) -> NonFiniteLoss:
+    """The error for a loss that is NaN or infinite at step number `step`, of `done` that were made in the epoch."""
+    where = f"at step {step + 1}" if step < done else f"after step {done}"
+    return NonFiniteLoss(
+        f"The loss became {loss} {where} of epoch {epoch}, with lr={rate:g}. "
+        "The weights from before that epoch are back in the model. Try a smaller lr, clip_norm, or scaled inputs."
+    )
+
+
 def chosen_engine(backend: Backend, engine: str) -> str:
-    """The engine to run on. Raises `NameUnknown` for one that the backend does not have."""
+    """The engine to run on. Raises `NameUnknown` for one that the backend does not have, `BackendUnavailable` for one
+    that needs what is not installed.
+    """
     if engine == "auto":
         return backend.engines[0]
+    if engine in backend.extras and engine not in backend.engines:
+        raise BackendUnavailable(
+            f"Engine {engine!r} of backend {backend.name!r} cannot run: it needs {backend.extras[engine]}. "
+            f"Without it there are: {', '.join(backend.engines)}."
+        )
     if engine not in backend.engines:
         raise unknown_name(f"engine of backend {backend.name!r}", engine, (*backend.engines, "auto"))
     return engine

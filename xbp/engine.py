@@ -8,12 +8,13 @@ are one Runner. What an engine cannot compile runs on the next best one, for one
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from .backend import Backend
-from .errors import NotCompiled, ShapeError, XBPError
+from .errors import RecordingError, ShapeError, XBPError
 from .losses import SoftmaxCrossEntropy
+from .optimizers import global_norm
 from .program import Program
 from .recording import Kind, Signature, flat, inputs_of, record, signature_of
 from .runner import EagerRunner, Runner
@@ -40,6 +41,7 @@ class Engine:
         self._runners: dict[Signature | None, Runner] = {}
         self._functions: dict[tuple[str, Signature], Function] = {}
         self._programs: dict[tuple[str, Signature], Program] = {}
+        self._refused: set[tuple[str, Signature]] = set()  # what is computed eagerly, although steps are not
         self._current: Runner | None = None
         self._tree: Tree = {}
         self._look: Signature | None = None
@@ -96,15 +98,16 @@ class Engine:
                     return EagerRunner(self._in_pieces(look), self._backend, self.name)
                 runner: Runner = self._backend.compile(self.program("step", look), self.name)
                 return runner
-            except (XBPError, AttributeError) as error:
+            except XBPError as error:
                 self._give_up(error)
         return self._runners.setdefault(None, EagerRunner(self._step, self._backend))
 
     def _give_up(self, error: Exception) -> None:
-        """From here on, everything runs on the next best engine: what could not be recorded at all, eagerly."""
+        """From here on, everything runs on the next best engine; what could not be recorded at all, eagerly."""
         engines = self._backend.engines
         after = engines.index(self.name) + 1 if self.name in engines else len(engines)
-        slower = engines[after] if isinstance(error, NotCompiled) and after < len(engines) else "eager"
+        recorded = not isinstance(error, RecordingError) and after < len(engines)
+        slower = engines[after] if recorded else "eager"
         log.warning(
             "Engine %r of backend %r cannot run this training, which goes on with engine %r. The reason: %s",
             self.name,
@@ -116,6 +119,7 @@ class Engine:
         self._current = None
         self._runners.clear()
         self._functions.clear()
+        self._refused.clear()
         self.name = slower
 
     def _in_pieces(self, look: Signature) -> Step:
@@ -146,7 +150,11 @@ class Engine:
     def scores(self, x: Inputs) -> Array:
         """The output (N, K) in prediction."""
         tree, xp = self.read(), self._backend.xp
-        compiled = self._prediction("scores", signature_of(x, None, None))
+        # A graph may take numbers and vectors beside its batches, which no program does; nor does one take no rows.
+        arrays = list(x.values()) if isinstance(x, Mapping) else [x]
+        rows = {a.shape[0] if a.ndim else None for a in arrays}
+        fits = len(rows) == 1 and not rows & {0, None}
+        compiled = self._prediction("scores", signature_of(x, None, None)) if fits else None
         if compiled is None:
             return self._step.scores(tree["params"], tree["buffers"], x, xp=xp)
         return compiled({**self._weights, **inputs_of(x)})["scores"]
@@ -159,18 +167,39 @@ class Engine:
             return self._step.sums(tree["params"], tree["buffers"], x, t, w, xp=xp)
         return compiled({**self._weights, **inputs_of(x, t, w)})["sums"]
 
+    def gradient_norm(
+        self, chunks: Iterable[tuple[tuple[Inputs, Array, Array | None], float]], scalars: Mapping[str, Scalar]
+    ) -> Array:
+        """The norm of the gradient of the mean loss over chunks of rows, each with its share of the whole; eagerly."""
+        tree, xp, total = self.read(), self._backend.xp, None
+        for (x, t, w), share in chunks:
+            grads = self._step.gradients(tree["params"], tree["buffers"], x, t, w, scalars, xp=xp).grads
+            scaled = {name: g * float(share) for name, g in grads.items()}
+            total = scaled if total is None else {name: g + scaled[name] for name, g in total.items()}
+        assert total is not None  # a fit has rows
+        return global_norm(total, xp=xp)
+
     @property
     def _weights(self) -> dict[str, Array]:
         tree = self.read()
         return flat({"params": tree["params"], "buffers": tree["buffers"]})
 
     def _prediction(self, what: str, look: Signature) -> Function | None:
-        while self.name != "eager":
-            try:
-                return self._function(what, look)
-            except (XBPError, AttributeError) as error:
-                self._give_up(error)
-        return None
+        """The compiled function; None where it has to be computed eagerly, which does not concern the steps."""
+        if self.name == "eager" or (what, look) in self._refused:
+            return None
+        try:
+            return self._function(what, look)
+        except XBPError as error:
+            log.warning(
+                "Engine %r of backend %r cannot compute the %s, which is done with engine 'eager'. The reason: %s",
+                self.name,
+                self._backend.name,
+                what,
+                error,
+            )
+            self._refused.add((what, look))
+            return None
 
 
 def _likely(step: Step, tree: Tree) -> Signature:

@@ -19,7 +19,7 @@ from .typing import Array, Inputs
 
 __all__ = ["check_finite", "checked_inputs", "host_or_own", "length", "named", "taken", "taken_all"]
 
-BLOCK = 1 << 24  # entries of a memory map that are looked at together
+BLOCK = 1 << 20  # entries that are looked at together: each block takes a byte an entry meanwhile
 
 
 def host_or_own(name: str, value: Any, backend: Backend) -> Any:

@@ -79,10 +79,18 @@ def nested(arrays: Mapping[str, Array]) -> Tree:
 def record(what: str, step: Step, tree: Tree, batch: Signature) -> Program:
     """The program "step", "scores", "sums", "piece" (of a batch that is cut up) or "apply" (its end), optimised.
 
-    Raises `RecordingError`, `DTypeError`, `AttributeError` where somebody's own layer does what cannot be recorded.
+    Raises `RecordingError` where a layer, loss, optimiser or metric of somebody's own does what cannot be recorded.
     """
-    program = _recorded(what, step, tree, batch, BATCH)
-    if _foreign(step) and str(program) != str(_recorded(what, step, tree, batch, BATCH + 2)):
+    if not _foreign(step):
+        return optimised(_recorded(what, step, tree, batch, BATCH))
+    try:
+        program, other = (_recorded(what, step, tree, batch, n) for n in (BATCH, BATCH + 2))
+    except Exception as error:  # somebody else's code may fail in any way
+        raise RecordingError(
+            f"A layer, loss, optimiser or metric cannot be recorded ({type(error).__name__}: {error}). Compute with "
+            "functions of xp alone, as the layers of xbp do."
+        ) from error
+    if str(program) != str(other):
         raise RecordingError(
             "A layer, loss, optimiser or metric computes with the number of rows, x.shape[0], which a recorded step "
             "would keep for every batch. Count rows as an array: xp.sum(xp.ones_like(x[:, 0]))."

@@ -18,7 +18,7 @@ from .typing import Array
 
 __all__ = ["Scalars"]
 
-AHEAD = 64  # steps whose inputs are computed together, for whoever asks for them one by one
+AHEAD = 64  # steps whose keys are computed together, for whoever asks for them one by one
 
 
 class Scalars:
@@ -29,9 +29,11 @@ class Scalars:
         self._backend = model.backend
         self._dtype = model.dtype
         self._seed = model.seed
-        self._ahead: dict[str, np.ndarray] = {}  # of the steps from `_first` on, at the rate `_ahead_lr`
-        self._ahead_lr: object = None
-        self._first = 0
+        self._ahead: dict[str, np.ndarray] = {}  # keys of AHEAD steps, from `_first` on
+        self._first = -AHEAD
+        self._float = np.dtype(self._dtype).type
+        self._rate: Any = None
+        self._rate_of: object = None  # what `_rate` was made of
         self._on_device: dict[str, tuple[Any, Array]] = {}
         self._layers = {name: model.position(name) for name in model.plan.random_nodes()}
 
@@ -59,14 +61,14 @@ class Scalars:
 
     def single(self, step: int) -> dict[str, Array]:
         """The inputs of one step as 0-d arrays, filled on the device: nothing is copied from the host."""
-        i = step - self._first
-        if self.lr is not self._ahead_lr or not 0 <= i < AHEAD:
-            self._first, self._ahead_lr, i = step, self.lr, 0
-            host = self.on_host(np.arange(step, step + AHEAD))
-            self._ahead = {n: v.astype(self._dtype) if v.dtype.kind == "f" else v for n, v in host.items()}
-        if self._backend.on_host:
-            return {name: v[i] for name, v in self._ahead.items()}
-        return {name: self._filled(name, v[i]) for name, v in self._ahead.items()}
+        if self._layers and not 0 <= step - self._first < AHEAD:
+            self._first = step
+            steps = np.arange(step, step + AHEAD)
+            self._ahead = {f"key.{name}": step_keys(self._seed, layer, steps) for name, layer in self._layers.items()}
+        if self.lr is not self._rate_of or callable(self.lr):  # a schedule is asked for each step when it comes
+            self._rate_of, self._rate = self.lr, self._float(self.rate(step))
+        now = {"lr": self._rate} | {name: keys[step - self._first] for name, keys in self._ahead.items()}
+        return now if self._backend.on_host else {name: self._filled(name, value) for name, value in now.items()}
 
     def _filled(self, name: str, value: Any) -> Array:
         """A number on the device; the one of the step before, where it is the same."""

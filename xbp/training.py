@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,18 +10,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from . import checkpoint
+from . import checkpoint, checks
 from .backend import Backend, on_device
 from .callbacks import Callback, Progress, check_callbacks
-from .checks import Gate, check_fit, check_trainer, chosen_engine, trainable_names, whole_number
 from .data import Batches, Order, Rows, is_stream, open_rows, open_validation
 from .engine import Engine
-from .errors import DataError, NonFiniteLoss
+from .errors import DataError
 from .interrupt import Interrupt
 from .losses import Loss
 from .metrics import Metric, resolve_metrics
 from .model import Model
-from .optimizers import Names, Optimizer, global_norm
+from .optimizers import Names, Optimizer
 from .program import Program
 from .random import epoch_order
 from .scalars import Scalars
@@ -62,7 +62,7 @@ class Trainer:
         trainable: Names | None = None,
         engine: str = "auto",
     ) -> None:
-        check_trainer(model, loss, optimizer, clip_norm, accumulate)
+        checks.check_trainer(model, loss, optimizer, clip_norm, accumulate)
         self.model = model
         self.backend = model.backend
         self.epoch = 0  # finished epochs
@@ -79,14 +79,14 @@ class Trainer:
             model.plan,
             loss,
             optimizer,
-            trainable_names(model, trainable),
+            checks.trainable_names(model, trainable),
             clip_norm,
             accumulate,
             resolve_metrics(metrics, loss),
         )
         self._state = optimizer.init({name: model.params[name] for name in self._step.trainable})
-        self._engine = Engine(self._step, model.backend, chosen_engine(model.backend, engine))
-        self._gate = Gate(model, loss)
+        self._engine = Engine(self._step, model.backend, checks.chosen_engine(model.backend, engine))
+        self._gate = checks.Gate(model, loss)
         self._version = -1  # of the weights that the engine has; it has none yet
 
     # --- settings -------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class Trainer:
 
     @property
     def engine(self) -> str:
-        """The engine that runs the steps; "eager" from the moment on in which something could not be compiled."""
+        """The engine that runs the steps; another one as soon as something could not be compiled."""
         return self._engine.name
 
     @property
@@ -137,6 +137,12 @@ class Trainer:
         self.steps += steps
         self.model._weights.changed_by(self._engine.read)  # as above
 
+    def _recount(self) -> None:
+        """Count the steps by the optimiser's own count: an interrupt may fall between a step and its being counted."""
+        with contextlib.suppress(Exception):  # the engine may be what failed
+            self.steps = int(self.backend.to_host(self._engine.read()["state"]["step"]))
+            self._advanced(0)
+
     def _tree(self) -> Tree:
         return self._run_engine().read()
 
@@ -156,8 +162,13 @@ class Trainer:
         Shapes and dtypes are checked (`ShapeError`, `DTypeError`), values are not.
         """
         batch = self._gate.passed(x, t, sample_weight)
-        loss = self._run_engine().step(*batch, self._scalars.single(self.steps))
-        self._advanced(1)
+        engine, scalars = self._run_engine(), self._scalars.single(self.steps)
+        try:
+            loss = engine.step(*batch, scalars)
+            self._advanced(1)
+        except BaseException:
+            self._recount()
+            raise
         return loss
 
     @on_device
@@ -196,11 +207,11 @@ class Trainer:
             source = Batches(x)
         else:
             source = open_rows(self.model, self.loss, x, t, sample_weight)
-            check_fit(self.model, source.n, batch_size)
+            checks.check_fit(self.model, source.n, batch_size)
             self._rows = source
         held_out = None if validation is None else open_validation(self.model, self.loss, validation)
         self.stop_reason = None
-        self.epochs_planned = self.epoch + whole_number("epochs", epochs, 0)
+        self.epochs_planned = self.epoch + checks.whole_number("epochs", epochs, 0)
         engine = self._run_engine()
         if isinstance(source, Rows):
             engine.prepare(*next(source.chunks(1)))
@@ -211,6 +222,9 @@ class Trainer:
                 while self.epoch < self.epochs_planned and self.stop_reason is None:
                     self._epoch(source, batch_size, shuffle, held_out, observers, interrupt)
             self._stop("epochs")
+        except BaseException:
+            self._recount()
+            raise
         finally:
             for observer in observers:
                 observer.on_fit_end(self)
@@ -218,8 +232,7 @@ class Trainer:
         return {name: list(values) for name, values in self.history.items()}
 
     def _stop(self, reason: str | None) -> None:
-        """Note why the training ends; the first reason counts."""
-        self.stop_reason = self.stop_reason or reason
+        self.stop_reason = self.stop_reason or reason  # the first one counts
 
     def _epoch(
         self,
@@ -296,7 +309,7 @@ class Trainer:
         """Losses (1,) and weights (1,) of each batch; a batch is checked as a whole data set is."""
         for x, t, w in batches:
             rows = open_rows(self.model, self.loss, x, t, w)
-            check_fit(self.model, rows.n, None)
+            checks.check_fit(self.model, rows.n, None)
             loss = self._run_engine().step(*next(rows.chunks(rows.n)), self._scalars.single(self.steps))
             self._advanced(1)
             yield self.model.xp.reshape(loss, (1,)), rows.batch_weights(np.arange(rows.n), rows.n)
@@ -309,15 +322,11 @@ class Trainer:
         bad = np.flatnonzero(~np.isfinite(values))
         if not bad.size:
             return
-        where = f"at step {bad[0] + 1}" if bad[0] < done else f"after step {done}"
         rate = self._scalars.rate(first_step + min(int(bad[0]), done - 1))
         self._load(start)
         self.steps = first_step
         self.stop_reason = "non_finite_loss"
-        raise NonFiniteLoss(
-            f"The loss became {values[bad[0]]} {where} of epoch {self.epoch + 1}, with lr={rate:g}. "
-            "The weights from before that epoch are back in the model. Try a smaller lr, clip_norm, or scaled inputs."
-        )
+        raise checks.non_finite(float(values[bad[0]]), int(bad[0]), done, self.epoch + 1, rate)
 
     # --- looking --------------------------------------------------------------------------------------------------
 
@@ -344,15 +353,9 @@ class Trainer:
         """Norm of the gradient of the mean loss over the rows of the fit at hand (callbacks call it). Waits."""
         if self._rows is None:
             raise ValueError("gradient_norm() is for callbacks of a fit on arrays; there is no such fit at hand.")
-        tree, xp, total = self._tree(), self.model.xp, None
-        scalars = self._scalars.single(self.steps)
         weights = self._rows.batch_weights(np.arange(self._rows.n), EVALUATION_ROWS)
-        for (x, t, w), weight in zip(self._rows.chunks(EVALUATION_ROWS), weights / weights.sum(), strict=True):
-            grads = self._step.gradients(tree["params"], tree["buffers"], x, t, w, scalars, xp=xp).grads
-            scaled = {name: g * float(weight) for name, g in grads.items()}
-            total = scaled if total is None else {name: g + scaled[name] for name, g in total.items()}
-        assert total is not None  # a fit has rows
-        return float(self.backend.to_host(global_norm(total, xp=xp)))
+        chunks = zip(self._rows.chunks(EVALUATION_ROWS), weights / weights.sum(), strict=True)
+        return float(self.backend.to_host(self._engine.gradient_norm(chunks, self._scalars.single(self.steps))))
 
     # --- keeping --------------------------------------------------------------------------------------------------
 

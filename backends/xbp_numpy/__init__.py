@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class NumpyBackend(Backend):
     """NumPy arrays, computed with by NumPy."""
 
     on_host = True
+    extras: ClassVar[Mapping[str, str]] = {"numba": "llvmlite, pip install 'xbp[numba]'"}
 
     @property
     def engines(self) -> tuple[str, ...]:  # type: ignore[override]  # known when asked: llvmlite is an extra

@@ -93,7 +93,7 @@ def document(results: Sequence[Result], **settings: Any) -> dict[str, Any]:
 
 def _plain(r: Result) -> dict[str, Any]:
     medians = {"step_us": 1e6 * r.step.median, "fit_us": 1e6 * r.fit.median, "samples_per_second": r.samples_per_second}
-    numbers = {"others": r.others, "error": r.error}
-    numbers = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
+    told = {"others": r.others, "error": r.error}
+    numbers = {name: value if math.isfinite(value) else None for name, value in told.items()}  # JSON has no NaN
     case = {**asdict(r.case), "optimizer": str(r.case.optimizer)}
     return {**asdict(r), **medians, **numbers, "case": case}

@@ -14,6 +14,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -66,7 +67,7 @@ def cache_folder() -> Path | None:
     if chosen == "":
         return None
     if chosen is not None:
-        folder = Path(chosen)
+        folder = Path(chosen).expanduser()
     elif sys.platform == "win32":
         folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "xbp" / "cache"
     else:
@@ -163,7 +164,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _make_room(folder: Path) -> None:
-    """Drop the files that have not been written for longest, where there are too many."""
-    files = sorted(folder.glob("*.o"), key=lambda file: file.stat().st_mtime)
-    for file in files[: max(0, len(files) - MOST_FILES)]:
+    """Drop the files that were written longest ago, where there are too many, and what was left half written."""
+    files = sorted((file.stat().st_mtime, file) for file in folder.glob("*.o"))
+    dropped = [file for _, file in files[: max(0, len(files) - MOST_FILES)]]
+    an_hour_ago = time.time() - 3600
+    dropped += [file for file in folder.glob("*.tmp") if file.stat().st_mtime < an_hour_ago]
+    for file in dropped:
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What moves entries and computes nothing: concat, stack, take, views that have to be written out, and constants."""
+"""What moves entries and computes nothing: concat, stack, and constants."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Copy:
         if op.function in ("concat", "stack"):
             self._joined()
         elif op.function == "take":
-            self._taken()
+            raise NotCompiled(f"{op} reads where data says; machine code would not notice a number out of range.")
         elif op.function == "asarray":
             self._constant(op.options["value"], [])
         elif op.function in ("reshape", "getitem", "broadcast_to", "matrix_transpose"):
@@ -100,23 +100,6 @@ class Copy:
         address = self._at(source, layout.offset, list(zip(indices, layout.strides, strict=True)), t)
         target = self._at("%out", at, list(zip(indices, strides, strict=True)), t)
         w.do(f"store {t} {w.new(f'load {t}, ptr {address}')}, ptr {target}")
-
-    def _taken(self) -> None:
-        w, op = self._w, self._op
-        axis = op.options["axis"] % op.result.ndim
-        source, index = (self._fused.layouts[v] for v in op.operands)
-        out, it = self._strides(op.result), MEMORY[op.operands[1].dtype.name]
-
-        def entry(indices: list[str]) -> None:
-            place = self._at("%s1", index.offset, [(indices[axis], index.strides[0])], it)
-            chosen = w.new(f"load {it}, ptr {place}")
-            chosen = chosen if it == "i64" else w.new(f"sext {it} {chosen} to i64")
-            taken = [*indices[:axis], chosen, *indices[axis + 1 :]]
-            address = self._at("%s0", source.offset, list(zip(taken, source.strides, strict=True)), self._t)
-            target = self._at("%out", Linear(0), list(zip(indices, out, strict=True)), self._t)
-            w.do(f"store {self._t} {w.new(f'load {self._t}, ptr {address}')}, ptr {target}")
-
-        self._each(op.result.shape, [], entry)
 
     def _constant(self, value: object, place: list[int]) -> None:
         """The entries of nested lists, one by one: constants are short."""

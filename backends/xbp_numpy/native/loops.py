@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from xbp.errors import NotCompiled
 from xbp.program import DTYPES, Dim, Operation, RecordedDType, Value
 from xbp.program.fusion import FREE, REDUCTIONS, Access, Fused, Group, reduction_kind, space
 from xbp.program.shapes import same
@@ -106,7 +107,9 @@ class Loop(Places):
                     level = max(level, self._levels[a.root] + late)
             self._levels[op.result] = level
             if op.function in REDUCTIONS:
-                reductions[op.result] = Reduction(op, reduction_kind(op), self._group, walked)
+                made = reductions[op.result] = Reduction(op, reduction_kind(op), self._group, walked)
+                if op.function == "argmax" and (made.across or made.kind == "column"):
+                    raise NotCompiled(f"{op} does not go along rows, which is all that is compiled of argmax.")
         for op in self._group.operations:
             for a in self._leaves(op):
                 early = self._levels.get(a.root, self._levels[op.result]) < self._levels[op.result]

@@ -22,8 +22,9 @@ from xbp.program.views import Linear, contiguous, size_of
 
 from .copies import Copy
 from .loops import Loop
+from .matrices import product
 from .places import ZERO, leaves
-from .products import Emitter, product
+from .products import Emitter
 from .threads import barrier
 from .tiles import Registers
 from .writer import Counted, Writer
@@ -38,11 +39,15 @@ GEMM = {"float": "sgemm", "double": "dgemm"}
 
 @dataclass
 class Block:
-    """A place in the arena: how large, and from which group to which it is taken."""
+    """A place in the arena: how large, and from which group to which it is taken.
+
+    each    whether every thread has one of its own
+    """
 
     size: Linear  # bytes
     first: int
     last: int
+    each: bool = False
 
 
 @dataclass
@@ -51,6 +56,7 @@ class Module:
 
     integer    the type of the BLAS' integers, "" where there is none to be called
     tile       the shape of a tile on this processor
+    in_place   whether new values take the places of old ones; a pure function leaves its inputs alone
     blocks     places in the arena, by name
     late       inputs whose new value waits in a block until the end, because the old one is still read
     """
@@ -58,6 +64,7 @@ class Module:
     program: Program
     integer: str
     tile: Registers
+    in_place: bool = True
     text: str = ""
     table: dict[str, int] = field(default_factory=dict)
     blocks: dict[str, Block] = field(default_factory=dict)
@@ -96,10 +103,10 @@ class Module:
         """The entry of the table for a place in memory."""
         return self.table.setdefault(name, len(self.table))
 
-    def plan(self, n: int) -> tuple[dict[str, int], int]:
+    def plan(self, n: int, threads: int) -> tuple[dict[str, int], int]:
         """(offset of each block, size of the arena) in bytes for batches of n rows."""
         names = list(self.blocks)
-        lifetimes = [Lifetime(b.size.at(n), b.first, b.last) for b in self.blocks.values()]
+        lifetimes = [Lifetime(b.size.at(n) * (threads if b.each else 1), b.first, b.last) for b in self.blocks.values()]
         offsets, size = arena_plan(lifetimes)
         return dict(zip(names, offsets, strict=True)), size
 
@@ -113,7 +120,7 @@ class Module:
         end = len(f.groups)
         for name, value in program.outputs.items():
             root = f.layouts[value].root
-            if name not in program.inputs:
+            if name not in program.inputs or not self.in_place:
                 last[root] = end
             elif root is value and root not in slots and self._in_place(name, root, last):
                 slots[root] = name
@@ -121,7 +128,7 @@ class Module:
             if root not in slots:
                 slots[root] = root.name
                 self._block(root.name, root, f.home[root], max(last.get(root, 0), f.home[root]))
-        for name in program.updates:
+        for name in program.updates if self.in_place else ():
             root = f.layouts[program.outputs[name]].root
             if slots[root] != name:
                 if root is not program.outputs[name] or root.name not in self.blocks:
@@ -194,7 +201,8 @@ class Module:
             places = [slots[root] for root in (*roots, op.result)]
             emitter = Emitter(p, self.integer, self.tile, self._declarations, self._tiles, self.parallel)
             self.blocks[f"copy {name}"] = Block(emitter.scratch, number, number)
-            return emitter.text(name), [*places, f"copy {name}", GEMM[p.t]]
+            self.blocks[f"own {name}"] = Block(emitter.own_scratch, number, number, each=True)
+            return emitter.text(name), [*places, f"copy {name}", f"own {name}", GEMM[p.t]]
         copy = Copy(op, f, self._declarations, self.parallel)
         return copy.text(name), [slots[root] for root in (*copy.roots, op.result)]
 

@@ -8,19 +8,14 @@ NumPy's BLAS is left for products whose width is the batch's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from xbp.errors import NotCompiled
-from xbp.program import Operation
-from xbp.program.fusion import Fused
-from xbp.program.views import Linear, constant, linear
+from xbp.program.views import Linear, constant
 
-from .scalars import REGISTER
-from .threads import MOST
+from .matrices import Matrix, Product
 from .tiles import Registers, tile, turn
 from .writer import Counted, Writer
 
-__all__ = ["Emitter", "Matrix", "Product", "product"]
+__all__ = ["Emitter"]
 
 LONGEST = 64  # entries of a row that a small product keeps in registers
 SMALL = 20_000  # multiplications up to which a product is done row by row
@@ -29,50 +24,6 @@ STRETCH = 256  # entries along k that are summed in one go
 COLLIDING = 4096  # bytes: rows that far apart, or a multiple of it, fall into the same sets of the caches
 
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """An operand: where it begins in its memory, and its strides along rows and columns."""
-
-    offset: Linear
-    row: Linear
-    column: Linear
-
-
-@dataclass(frozen=True)
-class Product:
-    """c (m, n) = a (m, k) b (k, n), c being contiguous."""
-
-    a: Matrix
-    b: Matrix
-    m: Linear
-    k: Linear
-    n: Linear
-    t: str  # "float" or "double"
-
-
-def product(op: Operation, fused: Fused) -> Product:
-    """The product of an operation. Raises `NotCompiled` for stacks of matrices, and for integers."""
-    left, right = op.operands
-    if left.dtype != op.result.dtype or right.dtype != op.result.dtype or op.result.dtype.kind != "real floating":
-        raise NotCompiled(f"{op} is a product of integers or of two dtypes, which is not compiled.")
-    if left.ndim > 2 or right.ndim > 2:
-        raise NotCompiled(f"{op} is a product of stacks of matrices, which is not compiled.")
-    zero = Linear(0)
-    a, b = fused.layouts[left], fused.layouts[right]
-    rows = (zero, *a.strides) if left.ndim == 1 else a.strides
-    columns = (*b.strides, zero) if right.ndim == 1 else b.strides
-    shape_a = (1, *left.shape) if left.ndim == 1 else left.shape
-    shape_b = (*right.shape, 1) if right.ndim == 1 else right.shape
-    return Product(
-        Matrix(a.offset, *rows),
-        Matrix(b.offset, *columns),
-        linear(shape_a[0]),
-        linear(shape_a[1]),
-        linear(shape_b[1]),
-        REGISTER[op.result.dtype.name],
-    )
 
 
 class Emitter:
@@ -96,10 +47,23 @@ class Emitter:
         self._gathered = self.tiled and far and not p.m.per_row and p.n.constant > 2 * BLOCK
 
     @property
+    def _by_columns(self) -> bool:
+        """Whether threads share the panels of columns, rather than the rows: where that is fair."""
+        width = self._tile.bytes // self._size * self._tile.vectors
+        count = -(-self._p.n.constant // width)
+        return self._parallel and count > 1 and (count % 2 == 0 or count >= 8)
+
+    @property
     def scratch(self) -> Linear:
-        """Bytes of the copies of b, a panel after the other, and of a, for each thread its own; often 0."""
-        columns = self._p.n.constant if self._turned or self._packed else 0
-        rows = MOST * self._blocks * BLOCK if self._gathered else 0
+        """Bytes of a copy of b that threads share, each filling the panels that it reads; 0 where there is none."""
+        copied = (self._turned or self._packed) and self._by_columns
+        return _scaled(self._p.k, self._p.n.constant * self._size) if copied else Linear(0)
+
+    @property
+    def own_scratch(self) -> Linear:
+        """Bytes of the copies of which every thread has its own: of b where all read all of it, and of a."""
+        columns = self._p.n.constant if (self._turned or self._packed) and not self._by_columns else 0
+        rows = self._blocks * BLOCK if self._gathered else 0
         return _scaled(self._p.k, (columns + rows) * self._size)
 
     @property
@@ -131,7 +95,7 @@ class Emitter:
             raise NotCompiled("A product as wide as the batch needs NumPy's BLAS, which this build of NumPy hides.")
         w.do("ret void")
         head = f"define internal void @{name}(ptr noalias readonly %a, ptr noalias readonly %b, ptr noalias %c"
-        tail = ", ptr noalias %copy, ptr %gemm, i64 %n, i64 %tid, i64 %nt) noinline nounwind {\n"
+        tail = ", ptr noalias %copy, ptr noalias %own, ptr %gemm, i64 %n, i64 %tid, i64 %nt) noinline nounwind {\n"
         return head + tail + "\n".join(w.lines) + "\n}\n"
 
     def _begin(self, pointer: str, offset: Linear) -> str:
@@ -156,8 +120,7 @@ class Emitter:
         w, p = self._w, self._p
         width = self._tile.bytes // self._size * self._tile.vectors
         panels, rest = divmod(p.n.constant, width)
-        count = panels + (rest > 0)
-        by_columns = self._parallel and count > 1 and (count % 2 == 0 or count >= 8)
+        count, by_columns = panels + (rest > 0), self._by_columns
         first, last = ("0", m)
         if self._parallel and not by_columns:
             first, last = w.share(m, self._tile.rows)
@@ -188,12 +151,8 @@ class Emitter:
     def _gather(self, a: str, k: str) -> str:
         """A copy of a for this thread, in blocks of columns: as it lies, its cache lines would push each other out."""
         w, p, t = self._w, self._p, self._p.t
-        columns = p.n.constant if self._turned or self._packed else 0
-        start = w.new(f"mul i64 {k}, {columns}")
-        if self._parallel:
-            share = w.new(f"mul i64 {k}, {self._blocks * BLOCK}")
-            start = w.new(f"add i64 {start}, {w.new(f'mul i64 %tid, {share}')}")
-        copy = w.new(f"getelementptr {t}, ptr %copy, i64 {start}")
+        columns = p.n.constant if (self._turned or self._packed) and not self._by_columns else 0
+        copy = w.new(f"getelementptr {t}, ptr {self._own(k)}, i64 {w.new(f'mul i64 {k}, {columns}')}")
         whole, rest = divmod(p.m.constant, BLOCK)
         for low, high, width in ((0, whole, BLOCK), (whole, self._blocks, rest)):
             if low == high:
@@ -218,9 +177,9 @@ class Emitter:
                 source = w.new(
                     f"getelementptr {t}, ptr {b}, i64 {w.new(f'mul i64 {column}, {self._length(p.b.column)}')}"
                 )
-                # Threads that share rows each fill a copy of their own: theirs are the same entries anyway.
                 at = w.new(f"mul i64 {column}, {k}")
-                panel_of = w.new(f"getelementptr {t}, ptr %copy, i64 {at}")
+                copies = "%copy" if self._by_columns else self._own(k)
+                panel_of = w.new(f"getelementptr {t}, ptr {copies}, i64 {at}")
                 self._copy(source, panel_of, k, width)
                 source, stride = panel_of, str(width)
             else:
@@ -259,6 +218,14 @@ class Emitter:
                 x, y = self._row_of(a, i.index, k), self._entry(c, i.index, p.n)
                 end = f"ptr {b}, i64 {stride}, ptr {y}, i64 {stretch[0]}, i1 {stretch[1]}"
                 w.do(f"call void @{name}(ptr {x}, {strides}, {end})")
+
+    def _own(self, k: str) -> str:
+        """This thread's part of the scratch memory of which each has its own."""
+        w = self._w
+        if not self._parallel:
+            return "%own"
+        entries = self._length(self.own_scratch)
+        return w.new(f"getelementptr i8, ptr %own, i64 {w.new(f'mul i64 %tid, {entries}')}")
 
     def _row_of(self, a: str, i: str, k: str) -> str:
         """Where row i of a begins; in the copy, a block of rows lies after the other."""

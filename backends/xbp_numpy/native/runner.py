@@ -42,9 +42,9 @@ def _memory(size: int) -> np.ndarray:
 class _Native:
     """The machine code of a program, and how to call it."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, in_place: bool) -> None:
         blas = numpy_blas()
-        self.module = Module(program, blas.integer if blas else "", registers(features()))
+        self.module = Module(program, blas.integer if blas else "", registers(features()), in_place)
         self._code: Code = compiled(self.module.text)
         self._addresses = {name: self._code.address(name) for name in ("step", "run")}
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4)
@@ -60,7 +60,7 @@ class _Native:
             function(prepared.address, n, steps, 0, 1)
             return
         helpers = threads.team()
-        with helpers.together(threads.available_threads()) as count:
+        with helpers.together(min(prepared.threads, threads.available_threads())) as count:
             sync = helpers.sync if count > 1 else prepared.sync
             prepared.point("sync", sync.ctypes.data)
             if count > 1:
@@ -82,7 +82,8 @@ class _Prepared:
 
     def __init__(self, native: _Native, n: int, extra: Mapping[str, Value]) -> None:
         module = native.module
-        offsets, size = module.plan(n)
+        self.threads = threads.available_threads() if module.parallel else 1  # there is scratch memory for so many
+        offsets, size = module.plan(n, self.threads)
         self.arena = _memory(size)
         self.table = native.table()
         self.address = self.table.ctypes.data
@@ -123,7 +124,7 @@ class NativeRunner:
 
     def __init__(self, program: Program, backend: Backend) -> None:
         self.program = program
-        self._native = _Native(program)
+        self._native = _Native(program, in_place=True)
         owned = {n: v for n, v in program.inputs.items() if n.split(".")[0] in ("params", "buffers", "state")}
         self._scalars = {
             name.removeprefix("scalars."): np.zeros((), v.dtype.name)
@@ -206,7 +207,7 @@ class NativeFunction:
 
     def __init__(self, program: Program, backend: Backend) -> None:
         self.program = program
-        self._native = _Native(program)
+        self._native = _Native(program, in_place=False)
         self._local = threading.local()
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -93,7 +93,8 @@ def _serve() -> str:
 
     A helper says that it sleeps before it looks for the last time, and the leader writes the work before it looks who
     sleeps: one of the two always sees the other. It returns when every helper has left the code, which may go away
-    then.
+    then. The number of the work is odd while it is being written, so that a helper that looks in on it, because it was
+    left out the last time, does not take half of one work for another.
     """
     declarations: set[str] = set()
     pause = _pause(declarations)
@@ -110,9 +111,12 @@ fresh:
   store atomic i64 0, ptr %asleep seq_cst, align 8
   br label %look
 look:
-  %turn = phi i64 [ 0, %fresh ], [ %turn1, %wait ]
+  %turn = phi i64 [ 0, %fresh ], [ %turns, %wait ]
   %now = load atomic i64, ptr %block seq_cst, align 8
-  %idle = icmp eq i64 %now, %seen
+  %odd = and i64 %now, 1
+  %writing = icmp ne i64 %odd, 0
+  %old_news = icmp eq i64 %now, %seen
+  %idle = or i1 %writing, %old_news
   br i1 %idle, label %wait0, label %work
 wait0:
   %turn1 = add i64 %turn, 1
@@ -125,21 +129,27 @@ check:
   %over = icmp sgt i64 %turn1, {IDLE}
   br i1 %over, label %sleep, label %wait
 wait:
+  %turns = phi i64 [ %turn1, %check ], [ %turn1, %drowsy ], [ 0, %work ]
 {pause}
   br label %look
 sleep:
   ret i64 %seen
 work:
   %f_at = {word} {FUNCTION}
-  %f = load ptr, ptr %f_at
+  %f = load atomic ptr, ptr %f_at monotonic, align 8
   %table_at = {word} {TABLE}
-  %table = load ptr, ptr %table_at
+  %table = load atomic ptr, ptr %table_at monotonic, align 8
   %n_at = {word} {ROWS}
-  %n = load i64, ptr %n_at
+  %n = load atomic i64, ptr %n_at monotonic, align 8
   %steps_at = {word} {STEPS}
-  %steps = load i64, ptr %steps_at
+  %steps = load atomic i64, ptr %steps_at monotonic, align 8
   %nt_at = {word} {THREADS}
-  %nt = load i64, ptr %nt_at
+  %nt = load atomic i64, ptr %nt_at monotonic, align 8
+  fence acquire
+  %still = load atomic i64, ptr %block seq_cst, align 8
+  %torn = icmp ne i64 %still, %now
+  br i1 %torn, label %wait, label %whole
+whole:
   %mine = icmp slt i64 %tid, %nt
   br i1 %mine, label %go, label %finished
 go:
@@ -154,16 +164,17 @@ finished:
 
 define void @lead(ptr %block, ptr %wake, ptr %f, ptr %table, i64 %n, i64 %steps, i64 %nt) nounwind {{
 entry:
+  %before = atomicrmw add ptr %block, i64 1 seq_cst
   %f_at = {word} {FUNCTION}
-  store ptr %f, ptr %f_at
+  store atomic ptr %f, ptr %f_at monotonic, align 8
   %table_at = {word} {TABLE}
-  store ptr %table, ptr %table_at
+  store atomic ptr %table, ptr %table_at monotonic, align 8
   %n_at = {word} {ROWS}
-  store i64 %n, ptr %n_at
+  store atomic i64 %n, ptr %n_at monotonic, align 8
   %steps_at = {word} {STEPS}
-  store i64 %steps, ptr %steps_at
+  store atomic i64 %steps, ptr %steps_at monotonic, align 8
   %nt_at = {word} {THREADS}
-  store i64 %nt, ptr %nt_at
+  store atomic i64 %nt, ptr %nt_at monotonic, align 8
   %old = atomicrmw add ptr %block, i64 1 seq_cst
   br label %each
 each:
@@ -246,19 +257,23 @@ class Team:
             yield 1
             return
         try:
-            while len(self._beds) < threads - 1:
-                self._hire()
-            yield threads
+            while len(self._beds) < threads - 1 and self._hire():
+                pass
+            yield min(threads, 1 + len(self._beds))
         finally:
             self._taken.release()
 
-    def _hire(self) -> None:
-        bed = threading.Semaphore(0)
-        self._beds.append(bed)
-        tid = len(self._beds)
+    def _hire(self) -> bool:
+        """One helper more; False where the system has no thread to give."""
+        bed, tid = threading.Semaphore(0), 1 + len(self._beds)
         self._block[ASLEEP + tid] = 0
         seen = int(self._block[SEQUENCE])
-        threading.Thread(target=self._live, args=(bed, tid, seen), name=f"xbp-{tid}", daemon=True).start()
+        try:
+            threading.Thread(target=self._live, args=(bed, tid, seen), name=f"xbp-{tid}", daemon=True).start()
+        except RuntimeError:
+            return False
+        self._beds.append(bed)
+        return True
 
     def _live(self, bed: threading.Semaphore, tid: int, seen: int) -> None:
         while True:
