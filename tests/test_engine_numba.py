@@ -263,10 +263,16 @@ def test_ctrl_c_in_compiled_code_leaves_whole_steps():
     trainer = ns.trainer(described, "numba")
     trainer.step(x[:20], t[:20])  # compiled by now
     done = trainer.steps
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    trainer.fit(x, t, epochs=100_000, batch_size=20)
-    timer.join()
+    timers = []
+
+    class Press(xbp.callbacks.Callback):
+        def on_chunk_end(self, trainer):
+            if not timers:  # from here on, the training is under way
+                timers.append(threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT)))
+                timers[0].start()
+
+    trainer.fit(x, t, epochs=100_000, batch_size=20, callbacks=[Press()])
+    timers[0].join()
     assert (trainer.stop_reason, trainer.engine) == ("interrupted", "numba")
     assert done < trainer.steps == int(trainer._tree()["state"]["step"])
     again = ns.trainer(described, "numba")
