@@ -87,6 +87,7 @@ class Backend:
 
     engines: ClassVar[tuple[str, ...]] = ("eager",)
     extras: ClassVar[Mapping[str, str]] = {}  # engines that need something more, and how to get it
+    keeps_device: ClassVar[bool] = False  # True where the library has a current device a thread: see `active`
     on_host: ClassVar[bool] = False  # True where the library's arrays are NumPy's own: nothing is ever transferred
 
     def __init__(self, name: str, xp: Namespace, device: Device = None, version: str = "") -> None:
@@ -229,8 +230,10 @@ def on_device(method: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(method)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        owner: Any = args[0]
-        with owner.backend.active():
+        backend = args[0].backend  # type: ignore[attr-defined]  # of the object that the method belongs to
+        if not backend.keeps_device:
+            return method(*args, **kwargs)
+        with backend.active():
             return method(*args, **kwargs)
 
     return run

@@ -84,12 +84,14 @@ class Gate:
     def __init__(self, model: Model, loss: Loss) -> None:
         self._model, self._loss = model, loss
         self._known: tuple[object, ...] = ()
+        self.same = False  # whether the last batch looked like the one before it
 
     def passed(self, x: Any, t: Any, w: Any) -> tuple[Any, Any, Any]:
         """The batch on the device. Raises `ShapeError` and `DTypeError`; values are not looked at."""
         given = (x, t, w)
         look = (*_look(x), *_look(t), *_look(w))
-        if look == self._known:
+        self.same = look == self._known
+        if self.same:
             return given
         batch = prepare_batch(self._model, self._loss, x, t, w)
         check_fit(self._model, int(batch[1].shape[0]), None)

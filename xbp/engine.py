@@ -45,7 +45,7 @@ class Engine:
         self._current: Runner | None = None
         self._tree: Tree = {}
         self._look: Signature | None = None
-        self._last_key: object = None  # dtypes and shapes of the last step's batch
+        self._stepped: Runner | None = None  # that of the last single step
 
     # --- the values -----------------------------------------------------------------------------------------------
 
@@ -83,7 +83,6 @@ class Engine:
         if runner is None:
             runner = self._runners[key] = self._compiled(look)
         if runner is not self._current:
-            self._last_key = None
             tree = self.read()
             self._current = None  # until the values have moved there is no owner but `_tree`
             self._tree = {section: dict(arrays) for section, arrays in tree.items()}
@@ -136,13 +135,11 @@ class Engine:
 
     # --- what is computed -----------------------------------------------------------------------------------------
 
-    def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
-        key = (x.dtype, x.shape, t.dtype, t.shape, w is None) if not isinstance(x, Mapping) else None
-        if key is None or key != self._last_key or self._current is None:
-            self._runner(signature_of(x, t, w))
-            self._last_key = key
-        assert self._current is not None
-        return self._current.step(x, t, w, scalars)
+    def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar], *, same: bool = False) -> Array:
+        """One step. `same`: the batch looks as that of the last step did, so its Runner fits, if it is still there."""
+        if not same or self._stepped is None or self._stepped is not self._current:
+            self._stepped = self._runner(signature_of(x, t, w))
+        return self._stepped.step(x, t, w, scalars)
 
     def run(self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]) -> Array:
         return self._runner(signature_of(x, t, w)).run(x, t, w, index, scalars)

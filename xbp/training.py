@@ -164,7 +164,7 @@ class Trainer:
         batch = self._gate.passed(x, t, sample_weight)
         engine, scalars = self._run_engine(), self._scalars.single(self.steps)
         try:
-            loss = engine.step(*batch, scalars)
+            loss = engine.step(*batch, scalars, same=self._gate.same)
             self._advanced(1)
         except BaseException:
             self._recount()

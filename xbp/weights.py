@@ -51,7 +51,8 @@ class Weights:
 
     def changed_by(self, read: Callable[[], Tree]) -> None:
         """The owner made a step: what is held here is old."""
-        self._stale = self._stale or self._read == read  # bound methods are equal, never identical
+        if not self._stale:
+            self._stale = self._read == read  # bound methods are equal, never identical
 
     def write(self, section: str, values: Mapping[str, Array]) -> None:
         """New values from outside the owner; names, shapes and dtypes have been checked."""

@@ -28,6 +28,8 @@ CREATION = ("arange", "asarray", "empty", "eye", "full", "linspace", "ones", "ze
 class CupyBackend(Backend):
     """CuPy arrays on one CUDA device."""
 
+    keeps_device = True
+
     def __init__(self, cupy: Any, compat: Any, device: Any) -> None:
         super().__init__("cupy", cast(Namespace, _on_device(compat, device)), device=device, version=cupy.__version__)
         self._cupy = cupy

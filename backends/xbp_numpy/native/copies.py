@@ -50,18 +50,11 @@ class Copy:
             + "\n".join([*w.lines, "}\n"])
         )
 
-    def _linear(self, a: Linear) -> str:
-        w = self._w
-        if not a.per_row:
-            return str(a.constant)
-        scaled = w.new(f"mul i64 %n, {a.per_row}")
-        return scaled if not a.constant else w.new(f"add i64 {scaled}, {a.constant}")
-
     def _at(self, pointer: str, offset: Linear, terms: Sequence[tuple[str, Linear]], t: str) -> str:
-        w, total = self._w, self._linear(offset)
+        w, total = self._w, self._w.linear(offset)
         for index, stride in terms:
             if stride != Linear(0):
-                total = w.new(f"add i64 {total}, {w.new(f'mul i64 {index}, {self._linear(stride)}')}")
+                total = w.new(f"add i64 {total}, {w.new(f'mul i64 {index}, {self._w.linear(stride)}')}")
         return w.new(f"getelementptr {t}, ptr {pointer}, i64 {total}")
 
     def _strides(self, value: Value) -> tuple[Linear, ...]:
@@ -74,7 +67,7 @@ class Copy:
         if len(indices) == len(lengths):
             entry(indices)
             return
-        with Counted(self._w, self._linear(linear(lengths[len(indices)]))) as loop:
+        with Counted(self._w, self._w.linear(linear(lengths[len(indices)]))) as loop:
             self._each(lengths, [*indices, loop.index], entry)
 
     def _joined(self) -> None:

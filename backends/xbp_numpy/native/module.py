@@ -217,7 +217,7 @@ class Module:
             with self._first_thread(w):
                 for name, block in self.late.items():
                     size = self.blocks[block].size
-                    self._copy(w, self._place(w, name), self._place(w, block), self._number(w, size))
+                    self._copy(w, self._place(w, name), self._place(w, block), w.linear(size))
             self._wait(w)
         w.do("ret void")
         return f"define void @step({SIGNATURE}) nounwind {{\n" + "\n".join(w.lines) + "\n}\n"
@@ -243,12 +243,6 @@ class Module:
     def _place(self, w: Writer, name: str) -> str:
         """The address in the table's entry for a place."""
         return w.new(f"load ptr, ptr {w.new(f'getelementptr ptr, ptr %table, i64 {self.place(name)}')}")
-
-    def _number(self, w: Writer, a: Linear) -> str:
-        if not a.per_row:
-            return str(a.constant)
-        scaled = w.new(f"mul i64 %n, {a.per_row}")
-        return scaled if not a.constant else w.new(f"add i64 {scaled}, {a.constant}")
 
     def _copy(self, w: Writer, target: str, source: str, size: str) -> None:
         w.declare("declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")

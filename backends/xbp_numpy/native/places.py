@@ -62,21 +62,15 @@ class Places:
             return str(fixed)
         return "%n" if fixed * symbolic == 1 else self._w.new(f"mul i64 %n, {fixed * symbolic}")
 
-    def _linear(self, a: Linear) -> str:
-        if not a.per_row:
-            return str(a.constant)
-        scaled = self._w.new(f"mul i64 %n, {a.per_row}")
-        return scaled if not a.constant else self._w.new(f"add i64 {scaled}, {a.constant}")
-
     def _address(self, pointer: str, dtype: RecordedDType, offset: Linear, row: Linear, column: Linear) -> str:
         w, terms = self._w, []
         if offset != ZERO:
-            terms.append(self._linear(offset))
+            terms.append(self._w.linear(offset))
         if self._flat:
             row, column = ZERO, ONE if row != ZERO or column != ZERO else ZERO
         for index, stride in ((self._row, row), (self._column, column)):
             if stride != ZERO and index != "0":
-                terms.append(index if stride == ONE else w.new(f"mul i64 {index}, {self._linear(stride)}"))
+                terms.append(index if stride == ONE else w.new(f"mul i64 {index}, {self._w.linear(stride)}"))
         total = terms[0] if terms else "0"
         for term in terms[1:]:
             total = w.new(f"add i64 {total}, {term}")

@@ -74,7 +74,7 @@ class Emitter:
         w, p = self._w, self._p
         w.start("entry")
         a, b = (self._begin(f"%{x}", m.offset) for x, m in (("a", p.a), ("b", p.b)))
-        m, k, n = (self._length(x) for x in (p.m, p.k, p.n))
+        m, k, n = (self._w.linear(x) for x in (p.m, p.k, p.n))
         small = self._small()
         if small:
             work = w.new(f"mul i64 {w.new(f'mul i64 {m}, {k}')}, {n}")
@@ -101,13 +101,7 @@ class Emitter:
     def _begin(self, pointer: str, offset: Linear) -> str:
         if offset == Linear(0):
             return pointer
-        return self._w.new(f"getelementptr {self._p.t}, ptr {pointer}, i64 {self._length(offset)}")
-
-    def _length(self, a: Linear) -> str:
-        if not a.per_row:
-            return str(a.constant)
-        scaled = "%n" if a.per_row == 1 else self._w.new(f"mul i64 %n, {a.per_row}")
-        return scaled if not a.constant else self._w.new(f"add i64 {scaled}, {a.constant}")
+        return self._w.new(f"getelementptr {self._p.t}, ptr {pointer}, i64 {self._w.linear(offset)}")
 
     def _first_thread_only(self) -> None:
         if self._parallel:
@@ -175,7 +169,7 @@ class Emitter:
             target = w.new(f"getelementptr {t}, ptr %c, i64 {column}")
             if self._turned or self._packed:
                 source = w.new(
-                    f"getelementptr {t}, ptr {b}, i64 {w.new(f'mul i64 {column}, {self._length(p.b.column)}')}"
+                    f"getelementptr {t}, ptr {b}, i64 {w.new(f'mul i64 {column}, {self._w.linear(p.b.column)}')}"
                 )
                 at = w.new(f"mul i64 {column}, {k}")
                 copies = "%copy" if self._by_columns else self._own(k)
@@ -183,7 +177,7 @@ class Emitter:
                 self._copy(source, panel_of, k, width)
                 source, stride = panel_of, str(width)
             else:
-                source, stride = w.new(f"getelementptr {t}, ptr {b}, i64 {column}"), self._length(p.b.row)
+                source, stride = w.new(f"getelementptr {t}, ptr {b}, i64 {column}"), self._w.linear(p.b.row)
             # A stretch of k has a sum of its own: short sums round less, and what the tiles read stays in the cache.
             with Counted(w, k, step=STRETCH) as part:
                 left = w.new(f"sub i64 {k}, {part.index}")
@@ -210,8 +204,8 @@ class Emitter:
         w, p, (first, last) = self._w, self._p, rows
         whole = w.new(f"sdiv i64 {w.new(f'sub i64 {last}, {first}')}, {self._tile.rows}")
         many = w.new(f"add i64 {first}, {w.new(f'mul i64 {whole}, {self._tile.rows}')}")
-        across = str(BLOCK) if self._gathered else self._length(p.a.column)
-        strides = f"i64 {self._length(p.a.row)}, i64 {across}"
+        across = str(BLOCK) if self._gathered else self._w.linear(p.a.column)
+        strides = f"i64 {self._w.linear(p.a.row)}, i64 {across}"
         for count, (low, high) in ((self._tile.rows, (first, many)), (1, (many, last))):
             name = self._tile_function(count, width)
             with Counted(w, high, low, step=count, may_be_empty=True) as i:
@@ -224,7 +218,7 @@ class Emitter:
         w = self._w
         if not self._parallel:
             return "%own"
-        entries = self._length(self.own_scratch)
+        entries = self._w.linear(self.own_scratch)
         return w.new(f"getelementptr i8, ptr %own, i64 {w.new(f'mul i64 %tid, {entries}')}")
 
     def _row_of(self, a: str, i: str, k: str) -> str:
@@ -242,7 +236,7 @@ class Emitter:
         if self._turned:
             name = f"turn_{width}_{t}"
             self._tiles.setdefault(name, turn(name, width, self._tile.bytes // self._size, t, self._declarations))
-            w.do(f"call void @{name}(ptr {source}, i64 {self._length(p.b.column)}, ptr {target}, i64 {k})")
+            w.do(f"call void @{name}(ptr {source}, i64 {self._w.linear(p.b.column)}, ptr {target}, i64 {k})")
             return
         with Counted(w, k) as row:
             v = f"<{width} x {t}>"
@@ -265,7 +259,7 @@ class Emitter:
         operands = []
         for matrix, pointer, (rows, columns) in ((p.a, a, (p.m, p.k)), (p.b, b, (p.k, p.n))):
             flag, leading = self._orientation(matrix, rows, columns)
-            operands.append((flag, pointer, self._int(self._length(leading))))
+            operands.append((flag, pointer, self._int(self._w.linear(leading))))
         (fa, pa, la), (fb, pb, lb) = operands
         types = f"i32, i32, i32, {i}, {i}, {i}, {p.t}, ptr, {i}, ptr, {i}, {p.t}, ptr, {i}"
         sizes = ", ".join(f"{i} {self._int(x)}" for x in (m, n, k))
@@ -300,13 +294,9 @@ class Emitter:
             return "dots"
         return ""
 
-    def _loop(self, count: str) -> Counted:
-        return Counted(self._w, count)
-
-    def _entry(self, base: str, index: str, stride: Linear, more: str = "") -> str:
+    def _entry(self, base: str, index: str, stride: Linear) -> str:
         w = self._w
-        at = w.new(f"mul i64 {index}, {self._length(stride)}")
-        at = w.new(f"add i64 {at}, {more}") if more else at
+        at = w.new(f"mul i64 {index}, {w.linear(stride)}")
         return w.new(f"getelementptr {self._p.t}, ptr {base}, i64 {at}")
 
     def _splat(self, register: str, v: str, length: int) -> str:
@@ -319,9 +309,9 @@ class Emitter:
         w, p = self._w, self._p
         length = p.n.constant
         v, size = f"<{length} x {p.t}>", 4 if p.t == "float" else 8
-        with self._loop(m) as i:
+        with Counted(w, m) as i:
             row = self._entry(a, i.index, p.a.row)
-            with self._loop(k) as inner:
+            with Counted(w, k) as inner:
                 total = inner.carried(v, "zeroinitializer")
                 x = w.new(f"load {p.t}, ptr {self._entry(row, inner.index, p.a.column)}")
                 y = w.new(f"load {v}, ptr {self._entry(b, inner.index, p.b.row)}, align {size}")
@@ -337,12 +327,12 @@ class Emitter:
         short = "f32" if p.t == "float" else "f64"
         reduce = f"@llvm.vector.reduce.fadd.v{length}{short}"
         w.declare(f"declare {p.t} {reduce}({p.t}, {v})")
-        with self._loop(m) as i:
+        with Counted(w, m) as i:
             x = w.new(f"load {v}, ptr {self._entry(a, i.index, p.a.row)}, align {size}")
-            with self._loop(self._length(p.n)) as j:
+            with Counted(w, w.linear(p.n)) as j:
                 y = w.new(f"load {v}, ptr {self._entry(b, j.index, p.b.column)}, align {size}")
                 dot = w.new(f"call reassoc {p.t} {reduce}({p.t} 0.0, {v} {w.new(f'fmul {v} {x}, {y}')})")
-                at = w.new(f"add i64 {w.new(f'mul i64 {i.index}, {self._length(p.n)}')}, {j.index}")
+                at = w.new(f"add i64 {w.new(f'mul i64 {i.index}, {self._w.linear(p.n)}')}, {j.index}")
                 w.do(f"store {p.t} {dot}, ptr {w.new(f'getelementptr {p.t}, ptr %c, i64 {at}')}")
 
 

@@ -95,6 +95,9 @@ class _Prepared:
         self.sync = np.zeros(8, np.int64)  # for a thread that works alone
         self.rows = {name: np.empty(bound(v.shape, n), v.dtype.name) for name, v in extra.items()}
         self.own = {name: a.ctypes.data for name, a in self.rows.items()}
+        self.small = all(a.nbytes <= COPIED for a in self.rows.values())  # then every batch is copied to its own place
+        for name, address in self.own.items():
+            self.point(name, address)
 
     def point(self, name: str, address: int) -> None:
         place = self.places.get(name)
@@ -102,12 +105,8 @@ class _Prepared:
             self.table[place] = address
 
     def take(self, name: str, array: Any) -> object:
-        """Point to a part of the batch, and return what has to be kept alive for it; a small one is copied instead."""
+        """Point to a part of the batch, and return what has to be kept alive for it."""
         rows = self.rows[name]
-        if rows.nbytes <= COPIED:
-            rows[...] = array
-            self.point(name, self.own[name])
-            return None
         array = np.ascontiguousarray(array, rows.dtype)
         self.point(name, array.__array_interface__["data"][0])
         return array
@@ -174,7 +173,14 @@ class NativeRunner:
     def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
         n = t.shape[0]
         prepared = self._prepared.get(n) or self._at(n)
-        kept = [prepared.take(name, array) for name, array in inputs_of(x, t, w).items()]
+        kept: list[object] = []
+        if prepared.small and not isinstance(x, Mapping):
+            rows = prepared.rows
+            rows["x"][...], rows["t"][...] = x, t
+            if w is not None:
+                rows["w"][...] = w
+        else:
+            kept += [prepared.take(name, array) for name, array in inputs_of(x, t, w).items()]
         for name, slot in self._scalars.items():
             slot[()] = scalars[name]
         self._native.call("step", prepared, n)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xbp.program.views import Linear
+
 __all__ = ["Counted", "Writer"]
 
 
@@ -36,6 +38,13 @@ class Writer:
     def fresh_label(self) -> str:
         self._count += 1
         return f"b{self._count}"
+
+    def linear(self, a: Linear) -> str:
+        """The number constant + per_row * N of entries or bytes."""
+        if not a.per_row:
+            return str(a.constant)
+        scaled = "%n" if a.per_row == 1 else self.new(f"mul i64 %n, {a.per_row}")
+        return scaled if not a.constant else self.new(f"add i64 {scaled}, {a.constant}")
 
     def share(self, count: str, unit: int) -> tuple[str, str]:
         """From where to where this thread's share of `count` things goes, in whole units: by %tid of %nt."""
