@@ -141,6 +141,7 @@ def test_losses_and_given_arrays_stay_and_rows_may_lie_anyhow(torch):
     assert_same({name: torch.to_host(a) for name, a in flat(runner.read()).items()}, held)
 
 
+@pytest.mark.falls_back  # that is what it is about
 def test_a_missing_compiler_is_named_before_training(torch, monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(importlib.import_module("xbp_torch.compiled"), "_compiled", {})
