@@ -289,8 +289,8 @@ def test_an_interrupt_leaves_whole_steps():
     done, runner, scalars = 1, runner_of(trainer), trainer._scalars.single(1)
     try:
         for delay in np.linspace(0.0005, 0.004, 15):
-            signal.setitimer(signal.ITIMER_REAL, delay)
             with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, delay)  # in here, so that a slow machine cannot be too late
                 steps_for_ever(runner, x, t, scalars)
             count = int(runner.read()["state"]["step"])
             for _ in range(count - done):
