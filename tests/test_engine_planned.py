@@ -270,7 +270,8 @@ def test_what_numpy_takes_for_its_own_loops_stays_small():
 # interrupts and threads
 
 
-def steps_for_ever(runner, x, t, scalars):
+def steps_until_alarm(delay, runner, x, t, scalars):
+    signal.setitimer(signal.ITIMER_REAL, delay)  # in here, so that a slow machine cannot be too late
     while True:
         runner.step(x, t, None, scalars)
 
@@ -290,8 +291,7 @@ def test_an_interrupt_leaves_whole_steps():
     try:
         for delay in np.linspace(0.0005, 0.004, 15):
             with pytest.raises(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, delay)  # in here, so that a slow machine cannot be too late
-                steps_for_ever(runner, x, t, scalars)
+                steps_until_alarm(delay, runner, x, t, scalars)
             count = int(runner.read()["state"]["step"])
             for _ in range(count - done):
                 runner_of(twin).step(x, t, None, scalars)
