@@ -25,7 +25,7 @@ from xbp.recording import flat, inputs_of, record, signature_of
 
 pytest.importorskip("llvmlite", reason="the engine numba needs llvmlite: pip install 'xbp[numba]'")
 
-from xbp_numpy.native import module, threads
+from xbp_numpy.native import module, runner, threads
 from xbp_numpy.native.runner import NativeFunction, NativeRunner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,6 +145,13 @@ def test_products_of_any_width(rows, widths, dtype, together):
 @pytest.mark.parametrize("width", [1024, 1100])  # rows that collide in the caches, and rows that do not
 def test_wide_products(width):
     check_all_programs(Described(inputs=300, width=width, layers=("relu", 130), outputs=10), 40, 0)
+
+
+@pytest.mark.parametrize("features", ["+avx,+avx2", "+sse2"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tiles_of_other_processors(features, dtype, monkeypatch):
+    monkeypatch.setattr(runner, "features", lambda: features)
+    check_all_programs(Described(inputs=50, width=77, layers=("relu", 130, "tanh", 5), dtype=dtype), 41, 0)
 
 
 # whole trainings
