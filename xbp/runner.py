@@ -24,7 +24,7 @@ class Runner(Protocol):
     engine: str
 
     def load(self, tree: Tree) -> None:
-        """Take over parameters, buffers and optimiser state; the arrays given are not kept."""
+        """Take over parameters, buffers and optimiser state; the arrays given are never written to."""
 
     def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar]) -> Array:
         """One step; the loss () as an array of the backend, not waited for."""

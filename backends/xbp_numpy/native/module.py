@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from xbp.errors import NotCompiled
 from xbp.program import Dim, Program, Value
-from xbp.program.fusion import Fused, Group, fused, space
+from xbp.program.fusion import REDUCTIONS, Fused, Group, fused, space
 from xbp.program.memory import Lifetime, arena_plan
 from xbp.program.views import Linear, contiguous, size_of
 
@@ -88,16 +88,10 @@ class Module:
         self.text = "\n".join([*functions, *sorted(self._declarations)]) + "\n"
 
     def _work(self) -> int:
-        """Multiplications a row of the batch."""
-        work = 0
-        for group in self.layouts.groups:
-            if group.kind == "product":
-                a, b = group.operations[0].operands
-                sizes = [n for v in (a, b) for n in v.shape if not isinstance(n, Dim)]
-                work += max(
-                    math.prod(v.shape) if not any(isinstance(n, Dim) for n in v.shape) else 0 for v in (a, b)
-                ) or (math.prod(sizes))
-        return work
+        """Multiplications a row of the batch: of each product the rows, columns and length, but for the batch's."""
+        products = [group.operations[0] for group in self.layouts.groups if group.kind == "product"]
+        sizes = [(*op.operands[0].shape, op.operands[1].shape[-1]) for op in products]
+        return sum(math.prod(n for n in size if not isinstance(n, Dim)) for size in sizes)
 
     def place(self, name: str) -> int:
         """The entry of the table for a place in memory."""
@@ -173,7 +167,7 @@ class Module:
             return False
         plain = contiguous(space(new.shape))
         for op in group.operations:
-            if op.function in ("sum", "mean", "max", "min", "all", "argmax"):
+            if op.function in REDUCTIONS:
                 return False
             for a in leaves(f, op):
                 if a.root is not old:
