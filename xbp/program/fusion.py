@@ -20,7 +20,18 @@ from .shapes import Shape
 from .values import Value
 from .views import Layout, Linear, constant, contiguous, linear, size_of, spread, viewed
 
-__all__ = ["ELEMENTWISE", "REDUCTIONS", "Access", "Fused", "Group", "fused", "reduction_kind", "space"]
+__all__ = [
+    "ELEMENTWISE",
+    "REDUCTIONS",
+    "Access",
+    "Fused",
+    "Group",
+    "accesses",
+    "fused",
+    "leaves",
+    "reduction_kind",
+    "space",
+]
 
 ELEMENTWISE = frozenset(KINDS) | {"where", "astype"}
 REDUCTIONS = frozenset({"sum", "mean", "max", "min", "all", "argmax"})
@@ -113,6 +124,21 @@ class Fused:
             f"Operand {operand.name} of shape {operand.shape} is repeated along an inner axis of {shape}, which loops "
             "do not walk."
         )
+
+
+def accesses(fused: Fused, op: Operation) -> list[Access]:
+    """What an operation reads, seen from its loop."""
+    shape = op.operands[0].shape if op.function in REDUCTIONS else op.result.shape
+    return [fused.access(v, shape) for v in op.operands]
+
+
+def leaves(fused: Fused, op: Operation) -> Iterator[Access]:
+    """What an operation reads from memory or from its group; inlined operands give what they read."""
+    for a in accesses(fused, op):
+        if a.root in fused.inlined:
+            yield from leaves(fused, fused.makers[a.root])
+        else:
+            yield a
 
 
 def fused(program: Program) -> Fused:

@@ -13,11 +13,11 @@ from typing import Any
 
 from xbp.errors import NotCompiled
 from xbp.program import DTYPES, Dim, Operation, RecordedDType, Value
-from xbp.program.fusion import FREE, REDUCTIONS, Access, Fused, Group, reduction_kind, space
+from xbp.program.fusion import FREE, REDUCTIONS, Access, Fused, Group, accesses, leaves, reduction_kind, space
 from xbp.program.shapes import same
 from xbp.program.views import contiguous
 
-from .places import ONE, ZERO, Places, accesses, leaves
+from .memory import ONE, ZERO, Memory
 from .reductions import Reduction
 from .scalars import MEMORY, converted, number, scalar
 
@@ -28,7 +28,7 @@ LINE = 16  # entries: threads do not write into one another's cache lines
 ANSWERS = frozenset({"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"})
 
 
-class Loop(Places):
+class Loop(Memory):
     """Writes the function of one group; `text` is it, and `arguments` are the places in memory that it takes.
 
     parallel    whether the function takes its share of the work by `tid` and `nt`, or does all of it

@@ -14,40 +14,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from xbp.errors import NotCompiled
 from xbp.program import Dim, Program, Value
-from xbp.program.fusion import REDUCTIONS, Fused, Group, fused, space
-from xbp.program.memory import Lifetime, arena_plan
-from xbp.program.views import Linear, contiguous, size_of
+from xbp.program.fusion import Fused, Group, fused
+from xbp.program.places import BYTES, Block, Places
+from xbp.program.views import size_of
 
 from .copies import Copy
 from .loops import Loop
 from .matrices import product
-from .places import ZERO, leaves
 from .products import Emitter
 from .threads import barrier
 from .tiles import Registers
 from .writer import Counted, Writer
 
-__all__ = ["BYTES", "Block", "Module"]
+__all__ = ["Module"]
 
-BYTES = {"bool": 1, "int32": 4, "int64": 8, "float32": 4, "float64": 8}
 SHARED = 30_000  # multiplications a row from which on threads share the work
 SIGNATURE = "ptr %table, i64 %n, i64 %steps, i64 %tid, i64 %nt"
 GEMM = {"float": "sgemm", "double": "dgemm"}
-
-
-@dataclass
-class Block:
-    """A place in the arena: how large, and from which group to which it is taken.
-
-    each    whether every thread has one of its own
-    """
-
-    size: Linear  # bytes
-    first: int
-    last: int
-    each: bool = False
 
 
 @dataclass
@@ -57,8 +41,7 @@ class Module:
     integer    the type of the BLAS' integers, "" where there is none to be called
     tile       the shape of a tile on this processor
     in_place   whether new values take the places of old ones; a pure function leaves its inputs alone
-    blocks     places in the arena, by name
-    late       inputs whose new value waits in a block until the end, because the old one is still read
+    places     where in memory each value lies
     """
 
     program: Program
@@ -67,16 +50,15 @@ class Module:
     in_place: bool = True
     text: str = ""
     table: dict[str, int] = field(default_factory=dict)
-    blocks: dict[str, Block] = field(default_factory=dict)
-    late: dict[str, str] = field(default_factory=dict)
     layouts: Fused = field(init=False)
+    places: Places = field(init=False)
 
     def __post_init__(self) -> None:
         self.layouts = fused(self.program)
         self._declarations: set[str] = set()
         self._tiles: dict[str, str] = {}
         self.parallel = self._work() >= SHARED
-        self._slots = self._assign()
+        self.places = Places(self.layouts, self.in_place)
         calls, functions = [], []
         for number, group in enumerate(self.layouts.groups):
             name = f"g{number}"
@@ -97,96 +79,15 @@ class Module:
         """The entry of the table for a place in memory."""
         return self.table.setdefault(name, len(self.table))
 
-    def plan(self, n: int, threads: int) -> tuple[dict[str, int], int]:
-        """(offset of each block, size of the arena) in bytes for batches of n rows."""
-        names = list(self.blocks)
-        lifetimes = [Lifetime(b.size.at(n) * (threads if b.each else 1), b.first, b.last) for b in self.blocks.values()]
-        offsets, size = arena_plan(lifetimes)
-        return dict(zip(names, offsets, strict=True)), size
-
-    # --- memory ---------------------------------------------------------------------------------------------------
-
-    def _assign(self) -> dict[Value, str]:
-        """The place of every stored value."""
-        f, program = self.layouts, self.program
-        slots = {value: name for name, value in program.inputs.items()}
-        last = self._last_reads()
-        end = len(f.groups)
-        for name, value in program.outputs.items():
-            root = f.layouts[value].root
-            if name not in program.inputs or not self.in_place:
-                last[root] = end
-            elif root is value and root not in slots and self._in_place(name, root, last):
-                slots[root] = name
-        for root in f.stored:
-            if root not in slots:
-                slots[root] = root.name
-                self._block(root.name, root, f.home[root], max(last.get(root, 0), f.home[root]))
-        for name in program.updates if self.in_place else ():
-            root = f.layouts[program.outputs[name]].root
-            if slots[root] != name:
-                if root is not program.outputs[name] or root.name not in self.blocks:
-                    raise NotCompiled(f"The new value of {name} is a view of another value, which is not compiled.")
-                self.late[name] = root.name
-                self.blocks[root.name].last = end
-        return slots
-
-    def _block(self, name: str, value: Value, first: int, last: int) -> None:
-        size = size_of(value.shape)
-        assert size is not None  # the fusion has made sure
-        width = BYTES[value.dtype.name]
-        self.blocks[name] = Block(Linear(size.constant * width, size.per_row * width), first, last)
-
-    def _last_reads(self) -> dict[Value, int]:
-        """The last group that reads each value from memory."""
-        f, last = self.layouts, {}
-        for number, group in enumerate(f.groups):
-            for op in group.operations:
-                for root in self._roots([f.layouts[v].root for v in op.operands]):
-                    last[root] = number
-        return last
-
-    def _roots(self, roots: list[Value]) -> list[Value]:
-        f, found = self.layouts, []
-        for root in roots:
-            if root in f.inlined:
-                inner = [f.layouts[v].root for v in f.makers[root].operands]
-                found += self._roots(inner)
-            found.append(root)
-        return found
-
-    def _in_place(self, name: str, new: Value, last: dict[Value, int]) -> bool:
-        """Whether a new value may be written where the old one lies: nobody reads the old one later.
-
-        Within the group, every reader has to read the entry that it is about to make.
-        """
-        f, old = self.layouts, self.program.inputs[name]
-        home = f.home[new]
-        group = f.groups[home]
-        if last.get(old, -1) > home or group.kind != "loop":
-            return False
-        plain = contiguous(space(new.shape))
-        for op in group.operations:
-            if op.function in REDUCTIONS:
-                return False
-            for a in leaves(f, op):
-                if a.root is not old:
-                    continue
-                aligned = plain is not None and a.offset == ZERO
-                aligned = aligned and a.row in (plain[0], ZERO) and a.column in (plain[1], ZERO)  # type: ignore[index]
-                if not aligned or space(op.result.shape) != space(new.shape):
-                    return False
-        return True
-
     # --- functions ------------------------------------------------------------------------------------------------
 
     def _emit(self, group: Group, name: str, number: int) -> tuple[str, list[str]]:
         """The text of a group's function, and the places that it is given."""
-        f, slots = self.layouts, self._slots
+        f, slots = self.layouts, self.places.of
         if group.kind == "loop":
             loop = Loop(f, group, slots, self._declarations, self.parallel)
             for value, place in loop.extra.items():
-                self._block(place, value, number, number)
+                self.places.add(place, value, number)
             return loop.text(name), loop.arguments
         (op,) = group.operations
         if group.kind == "product":
@@ -194,8 +95,8 @@ class Module:
             roots = [f.layouts[v].root for v in op.operands]
             places = [slots[root] for root in (*roots, op.result)]
             emitter = Emitter(p, self.integer, self.tile, self._declarations, self._tiles, self.parallel)
-            self.blocks[f"copy {name}"] = Block(emitter.scratch, number, number)
-            self.blocks[f"own {name}"] = Block(emitter.own_scratch, number, number, each=True)
+            self.places.blocks[f"copy {name}"] = Block(emitter.scratch, number, number)
+            self.places.blocks[f"own {name}"] = Block(emitter.own_scratch, number, number, each=True)
             return emitter.text(name), [*places, f"copy {name}", f"own {name}", GEMM[p.t]]
         copy = Copy(op, f, self._declarations, self.parallel)
         return copy.text(name), [slots[root] for root in (*copy.roots, op.result)]
@@ -207,10 +108,10 @@ class Module:
             pointers = ", ".join(f"ptr {self._place(w, p)}" for p in places)
             w.do(f"call void @{name}({pointers}{', ' if pointers else ''}i64 %n, i64 %tid, i64 %nt)")
             self._wait(w)
-        if self.late:
+        if self.places.late:
             with self._first_thread(w):
-                for name, block in self.late.items():
-                    size = self.blocks[block].size
+                for name, block in self.places.late.items():
+                    size = self.places.blocks[block].size
                     self._copy(w, self._place(w, name), self._place(w, block), w.linear(size))
             self._wait(w)
         w.do("ret void")
@@ -266,7 +167,7 @@ class Module:
                 with self._first_thread(w):
                     width = BYTES[loss.dtype.name]
                     target = self._byte(w, self._place(w, "losses"), k.index, width)
-                    self._copy(w, target, self._place(w, self.where("loss")), str(width))
+                    self._copy(w, target, self._place(w, self.places.where("loss")), str(width))
         w.do("ret void")
         return f"define void @run({SIGNATURE}) nounwind {{\n" + "\n".join(w.lines) + "\n}\n"
 
@@ -283,7 +184,3 @@ class Module:
 
     def _byte(self, w: Writer, pointer: str, index: str, width: int) -> str:
         return w.new(f"getelementptr i8, ptr {pointer}, i64 {w.new(f'mul i64 {index}, {width}')}")
-
-    def where(self, name: str) -> str:
-        """The place in memory of an output."""
-        return self._slots[self.layouts.layouts[self.program.outputs[name]].root]

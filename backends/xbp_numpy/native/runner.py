@@ -83,7 +83,7 @@ class _Prepared:
     def __init__(self, native: _Native, n: int, extra: Mapping[str, Value]) -> None:
         module = native.module
         self.threads = threads.available_threads() if module.parallel else 1  # there is scratch memory for so many
-        offsets, size = module.plan(n, self.threads)
+        offsets, size = module.places.plan(n, self.threads)
         self.arena = _memory(size)
         self.table = native.table()
         self.address = self.table.ctypes.data
@@ -143,7 +143,7 @@ class NativeRunner:
             self._arrays[name] = self._block[places[name] : places[name] + size].view(v.dtype.name).reshape(v.shape)
         self._tree = nested(cast(Any, self._arrays))
         loss = program.outputs["loss"]
-        self._loss = (self._native.module.where("loss"), loss.dtype.name)
+        self._loss = (self._native.module.places.where("loss"), loss.dtype.name)
         self._prepared: dict[int, _Prepared] = {}
 
     def load(self, tree: Tree) -> None:
@@ -230,7 +230,7 @@ class NativeFunction:
         outputs: dict[str, Any] = {}
         for name, value in program.outputs.items():
             layout = module.layouts.layouts[value]
-            place = module.where(name)
+            place = module.places.where(name)
             dtype = np.dtype(value.dtype.name)
             if place in prepared.offsets:
                 memory = prepared.arena[prepared.offsets[place] :].view(np.uint8)

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from xbp.program import Dim, Operation, RecordedDType, Value
-from xbp.program.fusion import REDUCTIONS, Access, Fused, space
+from xbp.program import Dim, RecordedDType, Value
+from xbp.program.fusion import space
 from xbp.program.views import Linear
 
 from .scalars import MEMORY
 from .writer import Writer
 
-__all__ = ["ONE", "ZERO", "Places", "accesses", "leaves"]
+__all__ = ["ONE", "ZERO", "Memory"]
 
 ZERO, ONE = Linear(0), Linear(1)
 
 
-def accesses(fused: Fused, op: Operation) -> list[Access]:
-    """What an operation reads, seen from its loop."""
-    shape = op.operands[0].shape if op.function in REDUCTIONS else op.result.shape
-    return [fused.access(v, shape) for v in op.operands]
-
-
-def leaves(fused: Fused, op: Operation) -> Iterator[Access]:
-    """What an operation reads from memory or from its group; inlined operands give what they read."""
-    for a in accesses(fused, op):
-        if a.root in fused.inlined:
-            yield from leaves(fused, fused.makers[a.root])
-        else:
-            yield a
-
-
-class Places:
+class Memory:
     """Loads and stores where the loop stands.
 
     slots    the place of every stored value: values that share one have the same

@@ -1,0 +1,148 @@
+"""Places: where in memory each stored value of a program lies, before anything has run.
+
+A step's parameters, state and batch lie where their owner put them. Everything between has a block in a static arena,
+shared by values that are never needed at the same moment. A new value of an input takes the place of the old one
+wherever nobody reads the old one later; where somebody does, it waits in a block until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..errors import NotCompiled
+from .fusion import REDUCTIONS, Fused, leaves, space
+from .memory import ALIGNMENT, Lifetime, arena_plan
+from .values import Value
+from .views import Linear, contiguous, size_of
+
+__all__ = ["BYTES", "Block", "Places"]
+
+BYTES = {"bool": 1, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "float32": 4, "float64": 8}
+
+
+@dataclass
+class Block:
+    """A block of the arena: how large, and from which moment to which it is taken.
+
+    each    whether every thread has one of its own
+    """
+
+    size: Linear  # bytes
+    first: int
+    last: int
+    each: bool = False
+
+
+@dataclass
+class Places:
+    """The places of a program's values.
+
+    fused       the groups
+    in_place    whether new values take the places of old ones; a pure function leaves its inputs alone
+    moments     when each group runs; groups of one moment run side by side. None: one after the other
+    of          the place of every stored value: the name of an input, or of a block
+    blocks      the blocks of the arena, by name
+    late        inputs whose new value waits in a block until the end, because the old one is still read
+    """
+
+    fused: Fused
+    in_place: bool = True
+    moments: Sequence[int] | None = None
+    of: dict[Value, str] = field(init=False)
+    blocks: dict[str, Block] = field(default_factory=dict, init=False)
+    late: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._when = list(range(len(self.fused.groups)) if self.moments is None else self.moments)
+        self._readers = _readers(self.fused)
+        self.of = self._assign()
+
+    def plan(self, n: int, threads: int = 1, alignment: int = ALIGNMENT) -> tuple[dict[str, int], int]:
+        """(offset of each block, size of the arena) in bytes for batches of n rows."""
+        names = list(self.blocks)
+        lifetimes = [Lifetime(b.size.at(n) * (threads if b.each else 1), b.first, b.last) for b in self.blocks.values()]
+        offsets, size = arena_plan(lifetimes, alignment)
+        return dict(zip(names, offsets, strict=True)), size
+
+    def where(self, name: str) -> str:
+        """The place of an output."""
+        return self.of[self.fused.layouts[self.fused.program.outputs[name]].root]
+
+    def add(self, name: str, value: Value, group: int) -> None:
+        """A block for what a group keeps for itself."""
+        self.blocks[name] = Block(_bytes(value), self._when[group], self._when[group])
+
+    def _assign(self) -> dict[Value, str]:
+        f, program = self.fused, self.fused.program
+        places = {value: name for name, value in program.inputs.items()}
+        end = max(self._when, default=0) + 1
+        lasting = set()
+        for name, value in program.outputs.items():
+            root = f.layouts[value].root
+            if name not in program.inputs or not self.in_place:
+                lasting.add(root)
+            elif root is value and root not in places and self._may_overwrite(name, root):
+                places[root] = name
+        for root in f.stored:
+            if root not in places:
+                places[root] = root.name
+                first = self._when[f.home[root]]
+                reads = [self._when[g] for g in self._readers.get(root, ())]
+                self.blocks[root.name] = Block(_bytes(root), first, end if root in lasting else max([first, *reads]))
+        for name in program.updates if self.in_place else ():
+            root = f.layouts[program.outputs[name]].root
+            if places[root] != name:
+                if root is not program.outputs[name] or root.name not in self.blocks:
+                    raise NotCompiled(f"The new value of {name} is a view of another value, which is not compiled.")
+                self.late[name] = root.name
+                self.blocks[root.name].last = end
+        return places
+
+    def _may_overwrite(self, name: str, new: Value) -> bool:
+        """Whether a new value may be written where the old one lies: whoever reads the old one has done so before.
+
+        Within the group, every reader has to read the entry that it is about to make.
+        """
+        f, old = self.fused, self.fused.program.inputs[name]
+        home = f.home[new]
+        group = f.groups[home]
+        others = [g for g in self._readers.get(old, ()) if g != home]
+        if group.kind != "loop" or any(self._when[g] >= self._when[home] for g in others):
+            return False
+        plain = contiguous(space(new.shape))
+        for op in group.operations:
+            if op.function in REDUCTIONS:
+                return False
+            for a in leaves(f, op):
+                if a.root is not old:
+                    continue
+                aligned = plain is not None and a.offset == Linear(0)
+                aligned = aligned and a.row in (plain[0], Linear(0)) and a.column in (plain[1], Linear(0))  # type: ignore[index]
+                if not aligned or space(op.result.shape) != space(new.shape):
+                    return False
+        return True
+
+
+def _bytes(value: Value) -> Linear:
+    size = size_of(value.shape)
+    assert size is not None  # the fusion has made sure
+    width = BYTES[value.dtype.name]
+    return Linear(size.constant * width, size.per_row * width)
+
+
+def _readers(f: Fused) -> dict[Value, list[int]]:
+    """The groups that read each value from memory."""
+    readers: dict[Value, list[int]] = {}
+
+    def note(root: Value, number: int) -> None:
+        readers.setdefault(root, []).append(number)
+        if root in f.inlined:
+            for inner in f.makers[root].operands:
+                note(f.layouts[inner].root, number)
+
+    for number, group in enumerate(f.groups):
+        for op in group.operations:
+            for operand in op.operands:
+                note(f.layouts[operand].root, number)
+    return readers
