@@ -7,17 +7,23 @@ other thread that computes with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import wraps
+from functools import cached_property, wraps
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from xbp.backend import Backend, load_library
 from xbp.errors import BackendUnavailable
-from xbp.typing import Array, Namespace
+from xbp.program import PRECISIONS, Program
+from xbp.runner import Runner
+from xbp.typing import Array, DType, Namespace
+
+from .graph.cuda import Cuda
+from .graph.runner import GraphFunction, GraphRunner
+from .libraries import load
 
 __all__ = ["CupyBackend", "backend"]
 
@@ -29,10 +35,37 @@ class CupyBackend(Backend):
     """CuPy arrays on one CUDA device."""
 
     keeps_device = True
+    extras: ClassVar[Mapping[str, str]] = {"graph": f"CUDA's libraries nvrtc and cublasLt: {INSTALL}"}
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
 
     def __init__(self, cupy: Any, compat: Any, device: Any) -> None:
         super().__init__("cupy", cast(Namespace, _on_device(compat, device)), device=device, version=cupy.__version__)
         self._cupy = cupy
+
+    def dtype(self, name: str) -> DType:
+        if name == "bfloat16":  # CuPy has it, under the name that NumPy's does
+            return load_library("ml_dtypes", "cupy", "pip install ml_dtypes").bfloat16
+        return super().dtype(name)
+
+    @cached_property
+    def engines(self) -> tuple[str, ...]:  # type: ignore[override]  # known when asked: the libraries may be missing
+        """The step as one CUDA graph, where CUDA's compiler and cuBLASLt are found; as it is written."""
+        try:
+            load("cublasLt")
+            load("nvrtc")
+        except BackendUnavailable:
+            return ("eager",)
+        return ("graph", "eager")
+
+    def compile(self, program: Program, engine: str) -> Runner:
+        if engine != "graph":
+            raise self._without(engine)
+        return GraphRunner(program, Cuda(self._cupy, self.device.id))
+
+    def function(self, program: Program, engine: str) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        if engine != "graph":
+            raise self._without(engine)
+        return GraphFunction(program, Cuda(self._cupy, self.device.id))
 
     def _upload(self, a: np.ndarray) -> Array:
         with self.device:

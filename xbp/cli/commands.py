@@ -13,13 +13,14 @@ from . import tables
 from .check import Described
 from .check import check as check_network
 from .console import show
+from .doctor import doctor as run_doctor
 from .guard import Guarded
 from .names import LOSS_NAMES, SCHEDULE_NAMES
 from .session import ACTIVATION, HIDDEN, OPTIMIZER, SCHEDULE, TEST_FRACTION, VALIDATION, Options
 from .train import Output
 from .train import train as run_training
 
-__all__ = ["app", "backends", "bench", "check", "evaluate", "main", "predict", "train"]
+__all__ = ["app", "backends", "bench", "check", "doctor", "evaluate", "main", "predict", "train"]
 
 DATA, NETWORK, TRAINING, MACHINE, OUTPUT = "Data", "Network", "Training", "Where it runs", "Output"
 
@@ -212,6 +213,15 @@ def predict(
 def backends(json: Json = False) -> None:
     """List the array libraries: which can run here, on what, and what the others lack."""
     tables.backends(json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Look for what is missing or broken here, and say what to do about it; something wrong gives exit code 1.
+
+    What is merely missing, such as a GPU, is no failure: something else does its work.
+    """
+    run_doctor(json)
 
 
 @app.command()

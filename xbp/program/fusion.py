@@ -26,6 +26,7 @@ __all__ = [
     "Access",
     "Fused",
     "Group",
+    "Grouping",
     "accesses",
     "fused",
     "leaves",
@@ -141,9 +142,9 @@ def leaves(fused: Fused, op: Operation) -> Iterator[Access]:
             yield a
 
 
-def fused(program: Program) -> Fused:
-    """The program as groups. Raises `NotCompiled` for shapes that no loop here can walk."""
-    builder = _Builder(program)
+def fused(program: Program, grouping: type[Grouping] | None = None) -> Fused:
+    """The program as groups, placed by `grouping`. Raises `NotCompiled` for shapes that no loop here can walk."""
+    builder = (grouping or Grouping)(program)
     for operation in _early_first(program):
         builder.add(operation)
     return builder.finished()
@@ -183,8 +184,11 @@ def _where_first_read(operations: list[Operation], program: Program) -> list[Ope
 VIEWS = frozenset({"reshape", "matrix_transpose", "broadcast_to", "getitem"})
 
 
-class _Builder:
-    """Places operations one after the other, each into the last group it fits: short lives, and no idle walks."""
+class Grouping:
+    """Places operations one after the other, each into the last group it fits: short lives, and no idle walks.
+
+    Engines whose loops are less free than a processor's say so by overriding `fits`, `at_hand` and `cheap`.
+    """
 
     def __init__(self, program: Program) -> None:
         self.fused = Fused(program)
@@ -217,7 +221,7 @@ class _Builder:
                 memory.update(layouts[v].root for v in op.operands)
                 memory.add(op.result)
             else:
-                memory.update(a.root for a in self._accesses(op) if not self._in_place(a))
+                memory.update(a.root for a in self._accesses(op) if not self.in_place(a))
         return memory
 
     def add(self, op: Operation) -> None:
@@ -227,12 +231,12 @@ class _Builder:
             kind = "product" if op.function == "matmul" else "other"
             self._place(op, self._new(Group(kind)))
             self.fused.stored.update(dict.fromkeys(self.fused.layouts[v].root for v in op.operands))
-        elif self._cheap(op):
+        elif self.cheap(op):
             self.deferred[op.result] = op
         else:
             self._fit(op)
 
-    def _cheap(self, op: Operation) -> bool:
+    def cheap(self, op: Operation) -> bool:
         """Whether it costs less to compute anew than to store: from memory that is there, or out of nothing."""
         if op.result in self.memory or op.function not in CHEAP | FREE:
             return False
@@ -244,7 +248,7 @@ class _Builder:
         reads = list(self._roots(op))
         earliest = max([self.fused.home.get(a.root, 0) for a in reads], default=0)
         for number in range(len(self.fused.groups) - 1, earliest - 1, -1):
-            if self._fits(reads, rows, columns, number):
+            if self.fits(op, reads, (rows, columns), number):
                 break
         else:
             number = self._new(Group("loop", rows, columns))
@@ -265,23 +269,24 @@ class _Builder:
             else:
                 yield access
 
-    def _fits(self, reads: list[Access], rows: int, columns: int, number: int) -> bool:
-        group = self.fused.groups[number]
+    def fits(self, op: Operation, reads: list[Access], walk: tuple[int, int], number: int) -> bool:
+        """Whether an operation that walks over so many rows and columns may join a group."""
+        (rows, columns), group = walk, self.fused.groups[number]
         if group.kind != "loop" or not shapes.same(rows, group.rows):
             return False
         if columns != 1 and group.columns != 1 and not shapes.same(columns, group.columns):
             return False
         home = self.fused.home
-        return all([home.get(a.root) != number or self._at_hand(a, group) for a in reads])
+        return all([home.get(a.root) != number or self.at_hand(a, group) for a in reads])
 
-    def _at_hand(self, a: Access, group: Group) -> bool:
+    def at_hand(self, a: Access, group: Group) -> bool:
         """Whether a value made in the group is known to the loop where it is read: the same entry, or its row's."""
         maker = self.fused.makers[a.root]
         if maker.function in REDUCTIONS and not _along_rows(maker):
             return False
-        return self._in_place(a) and (group.rows == 1 or not constant(a.row, 0))
+        return self.in_place(a) and (group.rows == 1 or not constant(a.row, 0))
 
-    def _in_place(self, a: Access) -> bool:
+    def in_place(self, a: Access) -> bool:
         """Whether entry (i, j) of the loop reads entry (i, j) of the value, or (i, 0), (0, j) if it has no more."""
         columns = linear(space(a.root.shape)[1])
         if not constant(a.offset, 0) or (a.row != columns and not constant(a.row, 0)):

@@ -73,6 +73,10 @@ class Places:
         """A block for what a group keeps for itself."""
         self.blocks[name] = Block(_bytes(value), self._when[group], self._when[group])
 
+    def reserve(self, name: str, size: int, moment: int) -> None:
+        """A block of so many bytes, for one moment."""
+        self.blocks[name] = Block(Linear(size), moment, moment)
+
     def _assign(self) -> dict[Value, str]:
         f, program = self.fused, self.fused.program
         places = {value: name for name, value in program.inputs.items()}

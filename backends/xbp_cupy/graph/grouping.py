@@ -1,0 +1,166 @@
+"""Which operations share a kernel, and which kernels share a launch.
+
+A kernel walks along lines: entries one by one, rows (each by a team of threads that reduces along it), or columns. A
+column belongs to one team as a whole, so a sum over the batch is complete where it is made, and a batch norm is one
+kernel. Kernels that do not wait for one another run side by side in one launch: what a step costs on a small network is
+the number of its launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from xbp.program import Operation, Value
+from xbp.program.fusion import ELEMENTWISE, REDUCTIONS, Access, Fused, Group, Grouping, reduction_kind, space
+from xbp.program.shapes import same
+from xbp.program.views import constant
+
+from .epilogues import BIAS_GRADIENT, MASK, PRODUCT
+
+__all__ = ["KernelGrouping", "across", "direction", "launches"]
+
+
+def across(op: Operation) -> bool:
+    """Whether a reduction goes over rows and columns, so that its result is there when all blocks have finished."""
+    return reduction_kind(op) == "all" and not same(_rows(op), 1)
+
+
+def _rows(op: Operation) -> int:
+    return space(op.operands[0].shape)[0]
+
+
+def direction(op: Operation) -> str:
+    """The lines that an operation needs: "row" or "column" for a reduction along them, else ""."""
+    if op.function not in REDUCTIONS or across(op):
+        return ""
+    return "column" if reduction_kind(op) == "column" else "row"
+
+
+class KernelGrouping(Grouping):
+    """Groups that a kernel can walk: reductions of one direction only; and products with what they leave beside."""
+
+    def add(self, op: Operation) -> None:
+        if op.function in (MASK, BIAS_GRADIENT):
+            number = self.fused.home[op.operands[0]]
+            self.fused.groups[number].operations.append(op)
+            self.fused.home[op.result] = number
+            self.fused.stored[op.result] = None
+        elif op.function == PRODUCT:
+            super().add(op)
+            self.fused.groups[self.fused.home[op.result]].kind = "product"
+        else:
+            super().add(op)
+
+    def fits(self, op: Operation, reads: list[Access], walk: tuple[int, int], number: int) -> bool:
+        group = self.fused.groups[number]
+        if group.kind != "loop":
+            return False
+        wanted, there = direction(op), self._directions(group)
+        once = same(walk[0], 1) and not same(group.rows, 1)  # one entry a column, in a walk over many rows
+        if once:
+            fits = there == {"column"} and op.function not in REDUCTIONS and same(walk[1], group.columns)
+            return fits and all(self.fused.home.get(a.root) != number or self.at_hand(a, group) for a in reads)
+        over_all = op.function in REDUCTIONS and across(op)
+        if (wanted and there - {wanted, "all"}) or ("column" in there | {wanted} and "all" in there | {wanted}):
+            return False
+        if over_all and "column" in there:
+            return False
+        return super().fits(op, reads, walk, number)
+
+    def at_hand(self, a: Access, group: Group) -> bool:
+        if same(space(a.root.shape)[0], 1) and not same(group.rows, 1):
+            maker = self.fused.makers[a.root]
+            complete = maker.function not in REDUCTIONS or direction(maker) == "column"
+            return complete and self.in_place(a) and constant(a.row, 0)
+        return super().at_hand(a, group)
+
+    def cheap(self, op: Operation) -> bool:
+        """Besides what every engine computes anew: whatever is made of constants and numbers of rows and columns, such
+        as the share of a row in an unweighted mean, or the columns' part of random bits. A launch costs more.
+        """
+        if super().cheap(op):
+            return True
+        if op.result in self.memory or op.function not in ELEMENTWISE or not op.operands:
+            return False
+        return all(self._constant(self.fused.layouts[v].root) for v in op.operands)
+
+    def _constant(self, root: Value) -> bool:
+        """Whether an inlined value is made of nothing that is in memory."""
+        if root not in self.deferred:
+            return False
+        return all(self._constant(self.fused.layouts[v].root) for v in self.deferred[root].operands)
+
+    def _directions(self, group: Group) -> set[str]:
+        found = {"all" if across(op) else direction(op) for op in group.operations if op.function in REDUCTIONS}
+        return found - {""}
+
+
+def launches(f: Fused) -> list[list[int]]:
+    """The numbers of the groups, in launches: one product alone, or other groups side by side.
+
+    A group waits until somebody needs it; whoever is ready by then comes along. So what starts from the step's inputs
+    rides with the first launch, and the optimiser's update of every parameter shares the last one.
+    """
+    needs = _needs(f)
+    waiting = [number for number, group in enumerate(f.groups) if group.kind != "product"]
+    done: set[int] = set()
+    order: list[list[int]] = []
+
+    def launch(wanted: Iterable[int]) -> None:
+        """Launch what is wanted, level by level."""
+        left = set(wanted)
+        while left:
+            ready = [g for g in waiting if needs[g] <= done]
+            order.append(ready)
+            done.update(ready)
+            waiting[:] = [g for g in waiting if g not in done]
+            left -= done
+
+    for number, group in enumerate(f.groups):
+        if group.kind != "product":
+            continue
+        launch(_ancestors(number, needs) - done)
+        order.append([number])
+        done.add(number)
+    launch(waiting)
+    return order
+
+
+def _ancestors(number: int, needs: list[set[int]]) -> set[int]:
+    found: set[int] = set()
+    stack = list(needs[number])
+    while stack:
+        g = stack.pop()
+        if g not in found:
+            found.add(g)
+            stack += needs[g]
+    return found
+
+
+def _needs(f: Fused) -> list[set[int]]:
+    """The groups that have to be finished before each: those that make what it reads, and, where it makes the new
+    value of an input, those that read the old one, so that the new one can take its place.
+    """
+    readers: dict[Value, set[int]] = {}
+    needs: list[set[int]] = [set() for _ in f.groups]
+
+    def note(root: Value, number: int) -> None:
+        readers.setdefault(root, set()).add(number)
+        if root in f.inlined:
+            for inner in f.makers[root].operands:
+                note(f.layouts[inner].root, number)
+        home = f.home.get(root)
+        if home is not None and home != number:
+            needs[number].add(home)
+
+    for number, group in enumerate(f.groups):
+        for op in group.operations:
+            for operand in op.operands:
+                note(f.layouts[operand].root, number)
+    for name in f.program.updates:
+        writer = f.home.get(f.layouts[f.program.outputs[name]].root)
+        if writer is None:
+            continue
+        old = readers.get(f.program.inputs[name], set()) - {writer}
+        needs[writer] |= {g for g in old if writer not in _ancestors(g, needs)}
+    return needs

@@ -1,0 +1,150 @@
+"""A program as launches: which kernels and products run, in which order, on which places in memory.
+
+Nothing here needs a device. What comes out is one text of CUDA C++ with a kernel for each launch, the products between
+them, and the plan of the memory; all of it for any batch size, which is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xbp.program import Program
+from xbp.program.fusion import fused
+from xbp.program.places import Places
+
+from .batches import Written
+from .bodies import Body, Scratch
+from .copies import CopyBody
+from .epilogues import with_epilogues
+from .grouping import KernelGrouping, launches
+from .kernels import body
+from .products import Multiplication, multiplication
+
+__all__ = ["ALIGNMENT", "Launch", "Lowered", "kernel", "source"]
+
+ALIGNMENT = 256  # bytes: what CUDA's own allocations have, and more than the widest load needs
+MOST_POINTERS = 480  # of one kernel: its parameters may take 4 KB
+PRELUDE = Path(__file__).with_name("prelude.cuh")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel, of bodies side by side; or one product.
+
+    name         of the kernel; "" for a product
+    places       what the kernel's pointers point to, in order
+    functions    the texts of the bodies
+    text         that of the kernel which calls them
+    """
+
+    name: str = ""
+    bodies: tuple[Body | Written, ...] = ()
+    places: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+    text: str = ""
+    product: Multiplication | None = None
+
+
+@dataclass
+class Lowered:
+    """A program, ready to be compiled.
+
+    in_place    whether new values take the places of old ones
+    declined    requests for epilogues that products do not get
+    launches    in order
+    places      where in memory each value lies
+    zeroed      scratch memory, in bytes by place, that is zero before the first launch
+    """
+
+    program: Program
+    in_place: bool = True
+    declined: frozenset[str] = frozenset()
+    launches: list[Launch] = field(default_factory=list, init=False)
+    places: Places = field(init=False)
+    zeroed: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.fused = fused(with_epilogues(self.program, self.declined), KernelGrouping)
+        order = [part for launch in launches(self.fused) for part in self._parted(launch)]
+        moments = {number: moment for moment, launch in enumerate(order) for number in launch}
+        self.places = Places(self.fused, self.in_place, [moments[k] for k in range(len(self.fused.groups))])
+        self._moments = moments
+        self.launches = [self._launch(numbers, moment) for moment, numbers in enumerate(order)]
+
+    def plan(self, n: int) -> tuple[dict[str, int], int]:
+        """(offset of each block, size of the arena) in bytes for batches of n rows."""
+        return self.places.plan(n, alignment=ALIGNMENT)
+
+    def longest(self, n: int) -> int:
+        """The largest number that an index may have to count to."""
+        return max((b.size.at(n) for b in self.places.blocks.values()), default=0)
+
+    def ready(self, output: str) -> bool:
+        """Whether an output has been made when the last launch begins, which is one of kernels."""
+        last = len(self.launches) - 1
+        home = self.fused.home.get(self.fused.layouts[self.program.outputs[output]].root)
+        return last >= 0 and self.launches[last].product is None and (home is None or self._moments[home] < last)
+
+    def _parted(self, numbers: list[int]) -> list[list[int]]:
+        """A launch as several, where its kernels have more operands than one may have parameters."""
+        parts: list[list[int]] = [[]]
+        count = 0
+        for number in numbers:
+            size = 4 + sum(2 + len(op.operands) for op in self.fused.groups[number].operations)
+            if parts[-1] and count + size > MOST_POINTERS:
+                parts.append([])
+                count = 0
+            parts[-1].append(number)
+            count += size
+        return parts
+
+    def _launch(self, numbers: list[int], moment: int) -> Launch:
+        groups = [self.fused.groups[number] for number in numbers]
+        if groups[0].kind == "product":
+            return Launch(product=multiplication(groups[0], self.fused, self.places.of))
+        bodies: list[Body] = []
+        for number, group in zip(numbers, groups, strict=True):
+            make = body if group.kind == "loop" else CopyBody
+            bodies.append(make(self.fused, group, self.places.of, f"g{number}"))
+        launch = kernel(f"launch{moment}", bodies)
+        for scratch in [s for b in bodies for s in b.scratch]:
+            self._reserve(scratch, moment)
+        return launch
+
+    def _reserve(self, scratch: Scratch, moment: int) -> None:
+        if scratch.zeroed:
+            self.zeroed[scratch.place] = scratch.bytes
+        else:
+            self.places.reserve(scratch.place, scratch.bytes, moment)
+
+
+def kernel(name: str, bodies: Sequence[Body | Written], before: Launch | None = None) -> Launch:
+    """The launch of bodies side by side, each on its own range of blocks; beside those of another launch."""
+    functions = [*(before.functions if before else ()), *(b.text() for b in bodies)]
+    bodies = [*(before.bodies if before else ()), *bodies]
+    parameters: dict[str, tuple[str, str]] = {}
+    for b in bodies:
+        for (place, _), declared in zip(b.arguments.items(), b.parameters(), strict=True):
+            t = declared.removeprefix("const ").rpartition(" *")[0]
+            written = not declared.startswith("const ") or parameters.get(place, ("", "const "))[1] == ""
+            parameters[place] = (t, "" if written else "const ")
+    names = {place: f"a{k}" for k, place in enumerate(parameters)}
+    head = ["const index_t n", *(f"const int blocks{k}" for k in range(len(bodies)))]
+    head += [f"{const}{t} *__restrict__ {names[place]}" for place, (t, const) in parameters.items()]
+    lines = ["int block = blockIdx.x;"]
+    for k, b in enumerate(bodies):
+        call = ", ".join(["block", f"blocks{k}", "n", *(names[place] for place in b.arguments)])
+        lines.append(f"if (block < blocks{k}) {{ {b.name}({call}); return; }}")
+        lines.append(f"block -= blocks{k};")
+    text = "\n".join("    " + line for line in lines[:-1])
+    whole = f'extern "C" __global__ void __launch_bounds__(THREADS, 4) {name}({", ".join(head)}) {{\n{text}\n}}\n'
+    return Launch(name, tuple(bodies), tuple(parameters), tuple(functions), whole)
+
+
+def source(launches: Sequence[Launch], more: str = "", *, wide: bool = False) -> str:
+    """The whole text of some launches. `wide`: indices have 64 bits, for arrays of more than 2^31 bytes."""
+    texts = [text for launch in launches for text in (*launch.functions, launch.text)]
+    head = f"typedef {'long long' if wide else 'int'} index_t;\n{PRELUDE.read_text()}"
+    return "\n".join([head, *texts, more])
