@@ -17,7 +17,7 @@ from xbp.program.views import Linear, linear
 
 from .expressions import ANSWERS, MEMORY, REGISTER, converted, number, scalar
 
-__all__ = ["MOST_BLOCKS", "ONE", "THREADS", "ZERO", "Body", "Scratch", "index", "term"]
+__all__ = ["MOST_BLOCKS", "ONE", "THREADS", "ZERO", "Body", "Scratch", "index", "joined", "term"]
 
 THREADS = 256  # of every block, as the prelude has it
 MOST_BLOCKS = 1024  # of one body: some for each multiprocessor, and few enough for the last one to add up

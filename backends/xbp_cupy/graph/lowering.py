@@ -6,7 +6,7 @@ them, and the plan of the memory; all of it for any batch size, which is an argu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,17 +15,20 @@ from xbp.program.fusion import fused
 from xbp.program.places import Places
 
 from .batches import Written
-from .bodies import Body, Scratch
+from .bodies import Body, Scratch, joined
 from .copies import CopyBody
+from .dots import ProductBody
 from .epilogues import with_epilogues
 from .grouping import KernelGrouping, launches
 from .kernels import body
-from .products import Multiplication, multiplication
+from .products import Multiplication, multiplication, request_of
 
-__all__ = ["ALIGNMENT", "Launch", "Lowered", "kernel", "source"]
+__all__ = ["ALIGNMENT", "ONE_BLOCK", "Launch", "Lowered", "in_one_block", "kernel", "source"]
 
 ALIGNMENT = 256  # bytes: what CUDA's own allocations have, and more than the widest load needs
+ONE_BLOCK = "steps_in_one_block"
 MOST_POINTERS = 480  # of one kernel: its parameters may take 4 KB
+MAKERS: dict[str, Callable[..., Body]] = {"loop": body, "product": ProductBody, "other": CopyBody}
 PRELUDE = Path(__file__).with_name("prelude.cuh")
 
 
@@ -52,7 +55,8 @@ class Lowered:
     """A program, ready to be compiled.
 
     in_place    whether new values take the places of old ones
-    declined    requests for epilogues that products do not get
+    declined    products and epilogues that the library does not have
+    by_library  whether products are the library's; else they are kernels like everything else
     launches    in order
     places      where in memory each value lies
     zeroed      scratch memory, in bytes by place, that is zero before the first launch
@@ -61,12 +65,14 @@ class Lowered:
     program: Program
     in_place: bool = True
     declined: frozenset[str] = frozenset()
+    by_library: bool = True
     launches: list[Launch] = field(default_factory=list, init=False)
     places: Places = field(init=False)
     zeroed: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.fused = fused(with_epilogues(self.program, self.declined), KernelGrouping)
+        program = with_epilogues(self.program, self.declined) if self.by_library else self.program
+        self.fused = fused(program, KernelGrouping)
         order = [part for launch in launches(self.fused) for part in self._parted(launch)]
         moments = {number: moment for moment, launch in enumerate(order) for number in launch}
         self.places = Places(self.fused, self.in_place, [moments[k] for k in range(len(self.fused.groups))])
@@ -102,11 +108,12 @@ class Lowered:
 
     def _launch(self, numbers: list[int], moment: int) -> Launch:
         groups = [self.fused.groups[number] for number in numbers]
-        if groups[0].kind == "product":
+        request = request_of(groups[0].operations[0]) if groups[0].kind == "product" else ""
+        if request and self.by_library and request not in self.declined:
             return Launch(product=multiplication(groups[0], self.fused, self.places.of))
         bodies: list[Body] = []
         for number, group in zip(numbers, groups, strict=True):
-            make = body if group.kind == "loop" else CopyBody
+            make = MAKERS[group.kind]
             bodies.append(make(self.fused, group, self.places.of, f"g{number}"))
         launch = kernel(f"launch{moment}", bodies)
         for scratch in [s for b in bodies for s in b.scratch]:
@@ -118,6 +125,32 @@ class Lowered:
             self.zeroed[scratch.place] = scratch.bytes
         else:
             self.places.reserve(scratch.place, scratch.bytes, moment)
+
+
+def in_one_block(launches: Sequence[Launch]) -> Launch:
+    """All launches, one after the other, as one kernel of a single block, which takes many steps.
+
+    No launch is waited for, only barriers; what one thread writes the others see after the next.
+    """
+    names: dict[str, str] = {}
+    types: dict[str, str] = {}
+    lines = ["for (int k = 0; k < steps; ++k) {"]
+    for launch in launches:
+        for b in launch.bodies:
+            for place, declared in zip(b.arguments, b.parameters(), strict=True):
+                names.setdefault(place, f"a{len(names)}")
+                types[place] = declared.removeprefix("const ").rpartition(" *")[0]
+            lines.append(f"    {b.name}({', '.join(['0', '1', 'n', *(names[place] for place in b.arguments)])});")
+        lines.append("    __syncthreads();")
+    lines.append("}")
+    # Neither const nor restrict: what is read here has been written here.
+    head = ", ".join(
+        ["const index_t n", "const int steps", *(f"{types[place]} *{name}" for place, name in names.items())]
+    )
+    whole = f'extern "C" __global__ void __launch_bounds__(THREADS, 1) {ONE_BLOCK}({head}) {{\n{joined(lines, 1)}\n}}\n'
+    functions = tuple(text for launch in launches for text in launch.functions)
+    bodies = tuple(b for launch in launches for b in launch.bodies)
+    return Launch(ONE_BLOCK, bodies, tuple(names), functions, whole)
 
 
 def kernel(name: str, bodies: Sequence[Body | Written], before: Launch | None = None) -> Launch:
@@ -139,7 +172,7 @@ def kernel(name: str, bodies: Sequence[Body | Written], before: Launch | None = 
         lines.append(f"if (block < blocks{k}) {{ {b.name}({call}); return; }}")
         lines.append(f"block -= blocks{k};")
     text = "\n".join("    " + line for line in lines[:-1])
-    whole = f'extern "C" __global__ void __launch_bounds__(THREADS, 4) {name}({", ".join(head)}) {{\n{text}\n}}\n'
+    whole = f'extern "C" __global__ void __launch_bounds__(THREADS, 2) {name}({", ".join(head)}) {{\n{text}\n}}\n'
     return Launch(name, tuple(bodies), tuple(parameters), tuple(functions), whole)
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xbp.errors import NotCompiled
-from xbp.program import Value
+from xbp.program import Operation, Value
 from xbp.program.fusion import Fused, Group
+from xbp.program.shapes import Shape
 from xbp.program.views import Linear, linear
 
 from ..products import Matrix, Product
 from .epilogues import BIAS_GRADIENT, MASK
 
-__all__ = ["Multiplication", "Operand", "multiplication"]
+__all__ = ["Multiplication", "Operand", "checked", "factors", "multiplication", "request_of"]
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,33 @@ class Multiplication:
         return Product(*sizes, matrix(self.a), matrix(self.b), matrix(self.d), self.compute, self.epilogue, self.aux_ld)
 
 
-def multiplication(group: Group, f: Fused, places: dict[Value, str]) -> Multiplication:
-    """The product of a group. Raises `NotCompiled` for stacks of matrices, and for integers."""
-    op, beside = group.operations[0], group.operations[1:]
-    left, right, *extra = op.operands
+def checked(op: Operation) -> None:
+    """Raise `NotCompiled` for products that are not compiled: of stacks of matrices, of integers, of two dtypes."""
+    left, right = op.operands[:2]
     if op.result.dtype.kind != "real floating" or left.dtype != right.dtype:
         raise NotCompiled(f"{op} is a product of integers or of two dtypes, which is not compiled.")
     if left.ndim > 2 or right.ndim > 2:
         raise NotCompiled(f"{op} is a product of stacks of matrices, which is not compiled.")
-    rows = (1, *left.shape) if left.ndim == 1 else left.shape
-    columns = (*right.shape, 1) if right.ndim == 1 else right.shape
+
+
+def factors(op: Operation) -> tuple[Shape, Shape]:
+    """The shapes (n, k) and (k, m) of the two factors; a vector is a row on the left and a column on the right."""
+    left, right = op.operands[:2]
+    return (1, *left.shape) if left.ndim == 1 else left.shape, (*right.shape, 1) if right.ndim == 1 else right.shape
+
+
+def request_of(op: Operation) -> str:
+    """What a product is declined by."""
+    request: str = op.options.get("request", f"plain {op.result.name}")
+    return request
+
+
+def multiplication(group: Group, f: Fused, places: dict[Value, str]) -> Multiplication:
+    """The product of a group, as the library is given it. Raises `NotCompiled` as `checked` does."""
+    op, beside = group.operations[0], group.operations[1:]
+    checked(op)
+    left, right, *extra = op.operands
+    rows, columns = factors(op)
     n, k, m = linear(rows[0]), linear(rows[1]), linear(columns[1])
     d = Operand(places[op.result], Linear(0), op.result.dtype.name, m, False)
     compute = "float64" if left.dtype.name == "float64" else "float32"
@@ -96,7 +114,7 @@ def multiplication(group: Group, f: Fused, places: dict[Value, str]) -> Multipli
         op.options.get("epilogue", ""),
         32 * int(masks[0].shape[1]) if masks else 0,
         tuple(places[v] for v in (*vectors, *masks)),
-        op.options.get("request", ""),
+        request_of(op),
     )
 
 

@@ -1,0 +1,204 @@
+"""A program with everything but addresses: what is launched for which batch size, with kernels compiled.
+
+The plan is made anew where the device declines a product or an epilogue. Programs of very few multiplications have a
+second one, a single kernel of one block for many steps: there, launches are all that a step costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xbp.interrupt import Interrupt
+from xbp.program import Program, Value, bound
+from xbp.program.places import BYTES
+
+from .device import Device
+from .dots import ProductBody
+from .lowering import ALIGNMENT, MOST_POINTERS, Launch, Lowered, in_one_block, source
+
+__all__ = ["Laid", "Launches", "OneBlock", "Plan", "Steps", "bytes_of", "on_border"]
+
+WIDE = 2**31 - 2**24  # bytes from which on indices have 64 bits
+TOGETHER = 16  # steps in the graph of many
+SMALL = 2**18  # multiplications of a step up to which one block is faster than many launches
+
+Around = Callable[[Lowered], tuple[list[Launch], str]]
+
+
+class Laid(NamedTuple):
+    """Values one after the other in a memory."""
+
+    offsets: dict[str, int]
+    size: int
+
+    @classmethod
+    def out(cls, values: Mapping[str, Value], n: int = 1) -> Laid:
+        offsets, at = {}, 0
+        for name, value in values.items():
+            offsets[name] = at
+            at += on_border(bytes_of(value, n))
+        return cls(offsets, max(at, ALIGNMENT))
+
+    def after(self, address: int) -> dict[str, int]:
+        return {name: address + offset for name, offset in self.offsets.items()}
+
+
+def on_border(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def bytes_of(value: Value, n: int = 1) -> int:
+    return int(np.prod(bound(value.shape, n), dtype=np.int64)) * BYTES[value.dtype.name]
+
+
+class Plan:
+    """A program as launches and text, with no more epilogues than the device has; compiled when that is wanted.
+
+    around    makes the launches of a step of a program's own, and what text there is besides
+    """
+
+    def __init__(self, program: Program, device: Device, *, in_place: bool, around: Around | None = None) -> None:
+        self._program, self._device, self._in_place, self._around = program, device, in_place, around
+        self._declined: frozenset[str] = frozenset()
+        self._accepted: set[int] = set()  # batch sizes
+        self._lower()
+
+    def _lower(self) -> None:
+        self.lowered = low = Lowered(self._program, self._in_place, self._declined)
+        self.launches, self._more = (low.launches, "") if self._around is None else self._around(low)
+        self._compiled: dict[bool, Callable[[str], Any]] = {}
+
+    def fits(self, n: int) -> bool:
+        """Whether the device has every product for batches of n rows; the plan is another one where it had not."""
+        if n in self._accepted:
+            return True
+        products = [launch.product for launch in self.launches if launch.product is not None]
+        asked = [p for p in products if p.request]
+        declined = frozenset(p.request for p in asked if not self._device.accepts(p.at(n)))
+        if not declined:
+            self._accepted.add(n)
+            return True
+        self._declined |= declined
+        self._accepted.clear()
+        self._lower()
+        return False
+
+    def text(self, *, wide: bool = False) -> str:
+        """All of it, to compile."""
+        return source(self.launches, self._more, wide=wide)
+
+    def kernels(self, *, wide: bool) -> Callable[[str], Any]:
+        """The compiled kernels by name, with indices of 64 or of 32 bits."""
+        if wide not in self._compiled:
+            self._compiled[wide] = self._device.compiled(self.text(wide=wide))
+        return self._compiled[wide]
+
+
+class Launches:
+    """The launches of a program for one batch size. Only the addresses are left open."""
+
+    def __init__(self, device: Device, plan: Plan, n: int, longest: int) -> None:
+        self._device, self._n = device, n
+        wide = longest > WIDE
+        number = np.int64 if wide else np.int32
+        kernels = plan.kernels(wide=wide)
+        self._calls: list[Callable[[Mapping[str, int]], Callable[[], None]]] = []
+        for launch in plan.launches:
+            if launch.product is not None:
+                self._calls.append(partial(self._product, launch.product, device.product(launch.product.at(n))))
+                continue
+            blocks = [b.blocks(n) for b in launch.bodies]
+            sizes = [number(n), *map(np.int32, blocks)]
+            self._calls.append(partial(self._kernel, kernels(launch.name), sum(blocks), sizes, launch.places))
+
+    def _kernel(
+        self, kernel: Any, blocks: int, sizes: list[Any], wanted: tuple[str, ...], places: Mapping[str, int]
+    ) -> Callable[[], None]:
+        return partial(self._device.launch, kernel, blocks, [*sizes, *(places[p] for p in wanted)])
+
+    def _product(self, product: Any, multiply: Any, places: Mapping[str, int]) -> Callable[[], None]:
+        operands = (product.a, product.b, product.d)
+        addresses = [places[o.place] + o.offset.at(self._n) * BYTES[o.dtype] for o in operands]
+        return partial(multiply, *addresses, *(places[place] for place in product.beside))
+
+    def at(self, places: Mapping[str, int]) -> Callable[[], None]:
+        """A function that launches everything in order, with these addresses."""
+        calls = [call(places) for call in self._calls]
+
+        def run() -> None:
+            for call in calls:
+                call()
+
+        return run
+
+
+class OneBlock:
+    """A training step as a kernel of one block, for batches of few multiplications.
+
+    around    as that of `Plan`
+    """
+
+    def __init__(self, program: Program, device: Device, around: Around) -> None:
+        self._device = device
+        self.lowered = Lowered(program, by_library=False)
+        launches, self._more = around(self.lowered)
+        self._launch = in_one_block(launches)
+        self._products = [b for b in self._launch.bodies if isinstance(b, ProductBody)]
+        self._kernels: Callable[[str], Any] | None = None
+
+    def fits(self, n: int) -> bool:
+        """Whether a step on n rows is small enough."""
+        few = len(self._launch.places) <= MOST_POINTERS
+        return few and sum(b.multiplications(n) for b in self._products) <= SMALL
+
+    def text(self, *, wide: bool = False) -> str:
+        return source([self._launch], self._more, wide=wide)
+
+    def kernels(self, *, wide: bool) -> Callable[[str], Any]:
+        assert not wide  # whoever has so few multiplications has no large array
+        if self._kernels is None:
+            self._kernels = self._device.compiled(self.text())
+        return self._kernels
+
+    def at(self, n: int, places: Mapping[str, int]) -> Callable[[int], None]:
+        """A function that takes so many steps, with these addresses."""
+        kernel = self.kernels(wide=False)(self._launch.name)
+        pointers = [places[place] for place in self._launch.places]
+        return lambda steps: self._device.launch(kernel, 1, [np.int32(n), np.int32(steps), *pointers])
+
+
+class Steps:
+    """A training step for one batch size: as launches, as a graph of one step, and as a graph of many."""
+
+    def __init__(self, device: Device, step: Callable[[], None]) -> None:
+        self._device, self._step = device, step
+        self._warm = False
+        self._one: Callable[[], None] | None = None
+        self._many: Callable[[], None] | None = None
+
+    def _steps(self) -> None:
+        for _ in range(TOGETHER):
+            self._step()
+
+    def __call__(self, steps: int) -> None:
+        """So many steps. Each is taken whole: Ctrl-C between the launches of the first one waits for its last."""
+        if not self._warm:
+            with Interrupt() as interrupt:
+                self._step()
+                self._warm = True
+            if interrupt.reason:
+                raise KeyboardInterrupt
+            steps -= 1
+        many, rest = divmod(steps, TOGETHER)
+        if many:
+            self._many = self._many or self._device.captured(self._steps)
+            for _ in range(many):
+                self._many()
+        if rest:
+            self._one = self._one or self._device.captured(self._step)
+            for _ in range(rest):
+                self._one()
