@@ -60,12 +60,16 @@ class CupyBackend(Backend):
     def compile(self, program: Program, engine: str) -> Runner:
         if engine != "graph":
             raise self._without(engine)
-        return GraphRunner(program, Cuda(self._cupy, self.device.id))
+        return GraphRunner(program, self._cuda)
 
     def function(self, program: Program, engine: str) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
         if engine != "graph":
             raise self._without(engine)
-        return GraphFunction(program, Cuda(self._cupy, self.device.id))
+        return GraphFunction(program, self._cuda)
+
+    @cached_property
+    def _cuda(self) -> Cuda:
+        return Cuda(self._cupy, self.device.id)
 
     def _upload(self, a: np.ndarray) -> Array:
         with self.device:

@@ -204,8 +204,12 @@ class Grouping:
                 self.fused.layouts[op.result] = view
         self.memory = self._in_memory()
 
+    def strides(self, value: Value) -> tuple[Linear, ...] | None:
+        """How the entries of a value that is no view lie in its memory; None where that grows with the batch squared."""
+        return contiguous(value.shape)
+
     def _own(self, value: Value) -> None:
-        strides = contiguous(value.shape)
+        strides = self.strides(value)
         if strides is None or size_of(value.shape) is None:
             raise NotCompiled(f"{value.name} of shape {value.shape} grows with the square of the batch.")
         self.fused.layouts[value] = Layout(value, Linear(0), strides)
@@ -289,7 +293,8 @@ class Grouping:
     def in_place(self, a: Access) -> bool:
         """Whether entry (i, j) of the loop reads entry (i, j) of the value, or (i, 0), (0, j) if it has no more."""
         columns = linear(space(a.root.shape)[1])
-        if not constant(a.offset, 0) or (a.row != columns and not constant(a.row, 0)):
+        rows = self.fused.layouts[a.root].strides[0] if a.root.ndim == 2 else columns
+        if not constant(a.offset, 0) or (a.row != rows and not constant(a.row, 0)):
             return False
         return constant(a.column, 1) or constant(columns, 1)
 

@@ -14,7 +14,7 @@ from ..errors import NotCompiled
 from .fusion import REDUCTIONS, Fused, leaves, space
 from .memory import ALIGNMENT, Lifetime, arena_plan
 from .values import Value
-from .views import Linear, contiguous, size_of
+from .views import Linear, contiguous, linear, size_of, times
 
 __all__ = ["BYTES", "Block", "Places"]
 
@@ -71,11 +71,20 @@ class Places:
 
     def add(self, name: str, value: Value, group: int) -> None:
         """A block for what a group keeps for itself."""
-        self.blocks[name] = Block(_bytes(value), self._when[group], self._when[group])
+        self.blocks[name] = Block(self._bytes(value), self._when[group], self._when[group])
 
     def reserve(self, name: str, size: int, moment: int) -> None:
         """A block of so many bytes, for one moment."""
         self.blocks[name] = Block(Linear(size), moment, moment)
+
+    def _bytes(self, value: Value) -> Linear:
+        """The size of a value's memory, with the gaps that its layout leaves between rows."""
+        size = size_of(value.shape)
+        if value.ndim == 2 and value in self.fused.layouts:
+            size = times(linear(value.shape[0]), self.fused.layouts[value].strides[0])
+        assert size is not None  # the fusion has made sure
+        width = BYTES[value.dtype.name]
+        return Linear(size.constant * width, size.per_row * width)
 
     def _assign(self) -> dict[Value, str]:
         f, program = self.fused, self.fused.program
@@ -93,7 +102,9 @@ class Places:
                 places[root] = root.name
                 first = self._when[f.home[root]]
                 reads = [self._when[g] for g in self._readers.get(root, ())]
-                self.blocks[root.name] = Block(_bytes(root), first, end if root in lasting else max([first, *reads]))
+                self.blocks[root.name] = Block(
+                    self._bytes(root), first, end if root in lasting else max([first, *reads])
+                )
         for name in program.updates if self.in_place else ():
             root = f.layouts[program.outputs[name]].root
             if places[root] != name:
@@ -126,13 +137,6 @@ class Places:
                 if not aligned or space(op.result.shape) != space(new.shape):
                     return False
         return True
-
-
-def _bytes(value: Value) -> Linear:
-    size = size_of(value.shape)
-    assert size is not None  # the fusion has made sure
-    width = BYTES[value.dtype.name]
-    return Linear(size.constant * width, size.per_row * width)
 
 
 def _readers(f: Fused) -> dict[Value, list[int]]:

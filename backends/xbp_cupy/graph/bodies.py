@@ -203,22 +203,25 @@ class Body:
 
     def _keep(self, value: Value, guard: str = "") -> None:
         """Store the entry at (i, j). A value with one entry a row is stored in column 0 alone."""
-        rows, columns = space(value.shape)
+        columns = space(value.shape)[1]
         pointer = self._pointer(self.places[value], MEMORY[value.dtype.name], written=True)
-        at = index(ZERO, (self._i, ZERO if same(rows, 1) else linear(columns)), (self._j, _unless_one(columns)))
+        row, column = self._steps(value)
+        at = index(ZERO, (self._i, row), (self._j, column))
         conditions = [guard] if guard else []
         if same(columns, 1) and not same(self.group.columns, 1):
             conditions.append(f"{self._j} == 0")
         condition = f"if ({' && '.join(conditions)}) " if conditions else ""
         self._do(f"{condition}store(&{pointer}[{at}], {self.value(value)});")
 
+    def _steps(self, value: Value) -> tuple[Linear, Linear]:
+        """How far it is in a value's own memory from one row to the next, and from one column to the next."""
+        rows, columns = space(value.shape)
+        row = self.fused.layouts[value].strides[0] if value.ndim == 2 else linear(columns)
+        return ZERO if same(rows, 1) else row, ZERO if same(columns, 1) else ONE
+
     def _stored(self) -> list[Value]:
         """The values of the group that have a place in memory, other than reductions over everything."""
         return [v for v in self._made if v in self.places]
-
-
-def _unless_one(columns: int) -> Linear:
-    return ZERO if same(columns, 1) else ONE
 
 
 def joined(lines: Sequence[str], depth: int) -> str:

@@ -33,14 +33,13 @@ class CopyBody(Body):
         op = self._op
         self._lines = ["const index_t first = (index_t)block * THREADS + threadIdx.x;"]
         self._do("const index_t step = (index_t)blocks * THREADS; (void)n;")
-        out = contiguous(op.result.shape)
-        assert out is not None  # as above
+        out = self.fused.layouts[op.result].strides
         if op.function in ("concat", "stack"):
             self._joined(out)
         elif op.function in ("reshape", "getitem", "broadcast_to", "matrix_transpose"):
             self._written_out(out)
         elif op.function == "asarray":
-            self._constant()
+            self._constant(out)
         else:
             raise NotCompiled(f"{op} is not compiled for CUDA.")
         return self._function(self._lines)
@@ -65,7 +64,7 @@ class CopyBody(Body):
         """A reshape of an array with gaps between its entries; other views are always memory of their operand."""
         (source,) = self._op.operands
         plain = contiguous(source.shape)
-        if self._op.function != "reshape" or plain is None:
+        if self._op.function != "reshape" or plain is None or out != contiguous(self._op.result.shape):
             raise NotCompiled(f"{self._op} of that array is not compiled for CUDA.")
         self._copied(source, source.shape, self.fused.layouts[source].strides, ZERO, plain)
 
@@ -88,9 +87,11 @@ class CopyBody(Body):
         self._do(f"{target}[{index(at, *zip(names, out, strict=True))}] = {source}[{read}];")
         self._do("}")
 
-    def _constant(self) -> None:
+    def _constant(self, out: Strides) -> None:
         """Nested lists, which are short."""
         op = self._op
+        if out != contiguous(op.result.shape):
+            raise NotCompiled(f"{op}, which a product reads, is not compiled for CUDA.")
         entries = [number(entry, op.result.dtype) for entry in _flat(op.options["value"])]
         t = MEMORY[op.result.dtype.name]
         self._do(f"const {t} values[{math.prod(op.result.shape)}] = {{{', '.join(entries)}}};")

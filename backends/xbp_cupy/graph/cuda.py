@@ -7,6 +7,7 @@ queued on the thread's current stream, as CuPy's own operations are, so that the
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -37,13 +38,14 @@ log = logging.getLogger(__name__)
 
 
 class Cuda:
-    """`xbp_cupy.graph.device.Device` on a CUDA device, for one thread at a time.
+    """`xbp_cupy.graph.device.Device` on a CUDA device. Threads may share it: the library is asked by one at a time.
 
     id    the number of the device
     """
 
     def __init__(self, cupy: Any, id: int) -> None:
         self._cupy = cupy
+        self._lock = threading.RLock()
         self._here = cupy.cuda.Device(id)
         with self._here:
             self._handle = Handle(_library())
@@ -110,7 +112,7 @@ class Cuda:
 
     def captured(self, run: Callable[[], None]) -> Callable[[], None]:
         stream = self._capturing
-        with stream:
+        with self._lock, stream:
             self._workspace()  # nothing may be allocated from here on
             stream.begin_capture()
             try:
@@ -131,11 +133,12 @@ class Cuda:
         """Whether the library has an algorithm for it, and its epilogue does what it is taken to do."""
         descriptor = self._handle.library.descriptor(product)
         descriptor.set_pointers(**dict.fromkeys(descriptor.missing(), 256))
-        try:
-            self._handle.candidates(descriptor, WORKSPACE, 1, (BORDER,) * 3)
-        except Declined:
-            return False
-        return not product.epilogue or self._proven(product_of(40, 24, 16, product))
+        with self._lock:
+            try:
+                self._handle.candidates(descriptor, WORKSPACE, 1, (BORDER,) * 3)
+            except Declined:
+                return False
+            return not product.epilogue or self._proven(product_of(40, 24, 16, product))
 
     def _proven(self, small: Product) -> bool:
         """Whether a small product comes out as the reference has it: where ReLU's argument is 0 as well."""
@@ -197,20 +200,22 @@ class Cuda:
     def multiply(self, descriptor: Descriptor, algorithm: Algorithm, a: int, b: int, d: int) -> None:
         """Queue a product on the current stream."""
         stream = self._cupy.cuda.get_current_stream().ptr
-        self._handle.run(descriptor, algorithm, a, b, d, self._workspace().address, WORKSPACE, stream)
+        with self._lock:
+            self._handle.run(descriptor, algorithm, a, b, d, self._workspace().address, WORKSPACE, stream)
 
     def best(self, descriptor: Descriptor, addresses: tuple[int, int, int], *, tuned: bool = True) -> Algorithm:
         """The fastest algorithm for operands that lie so. Not while a stream is captured."""
         aligned = (alignment(addresses[0]), alignment(addresses[1]), alignment(addresses[2]))
         product, library = descriptor.product, self._handle.library
-        if not tuned:
-            return self._handle.candidates(descriptor, WORKSPACE, 1, aligned)[0]
-        return _tuning().best(
-            key_of(product, WORKSPACE, library.version, self._kind, aligned),
-            lambda: self._handle.candidates(descriptor, WORKSPACE, CANDIDATES, aligned),
-            self._timed(product, aligned),
-            lambda algorithm: self._handle.accepted(descriptor, algorithm),
-        )
+        with self._lock:
+            if not tuned:
+                return self._handle.candidates(descriptor, WORKSPACE, 1, aligned)[0]
+            return _tuning().best(
+                key_of(product, WORKSPACE, library.version, self._kind, aligned),
+                lambda: self._handle.candidates(descriptor, WORKSPACE, CANDIDATES, aligned),
+                self._timed(product, aligned),
+                lambda algorithm: self._handle.accepted(descriptor, algorithm),
+            )
 
     def _timed(self, product: Product, aligned: tuple[int, int, int]) -> Callable[[Algorithm], float]:
         """A function that times an algorithm on operands of its own, which are numbers and not zeros.

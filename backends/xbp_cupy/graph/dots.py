@@ -44,13 +44,15 @@ class ProductBody(Body):
         t = REGISTER[op.result.dtype.name]
         at_a = index(a.offset, ("i", rows[0]), ("l", rows[1]))
         at_b = index(b.offset, ("l", columns[0]), ("j", columns[1]))
+        ld = self.fused.layouts[op.result].strides[0] if op.result.ndim == 2 else linear(self._sizes()[2])
+        at = index(ZERO, ("i", ld), ("j", ONE))
         self._lines = [
             f"const index_t entries = (index_t){n} * {m}, step = (index_t)blocks * THREADS; (void)n;",
             "for (index_t e = (index_t)block * THREADS + threadIdx.x; e < entries; e += step) {",
             f"    const index_t i = e / {m}, j = e % {m}; (void)i; (void)j;",
             f"    {t} sum = 0;",
             f"    for (index_t l = 0; l < {k}; ++l) sum += ({t})loaded({of_a}[{at_a}]) * ({t})loaded({of_b}[{at_b}]);",
-            f"    store(&{out}[{index(ZERO, ('e', ONE))}], sum);",
+            f"    store(&{out}[{at}], sum);",
             "}",
         ]
         return self._function(self._lines)

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xbp.program import Operation, Value
+from xbp.program import Dim, Operation, Program, Value
 from xbp.program.fusion import ELEMENTWISE, REDUCTIONS, Access, Fused, Group, Grouping, reduction_kind, space
+from xbp.program.places import BYTES
 from xbp.program.shapes import same
-from xbp.program.views import constant
+from xbp.program.views import Linear, constant
 
 from .epilogues import BIAS_GRADIENT, MASK, PRODUCT
 
 __all__ = ["KernelGrouping", "across", "direction", "launches"]
+
+BORDER = 16  # bytes
+VIEWS = frozenset({"broadcast_to", "getitem", "matrix_transpose", "reshape"})
 
 
 def across(op: Operation) -> bool:
@@ -38,6 +42,17 @@ def direction(op: Operation) -> str:
 
 class KernelGrouping(Grouping):
     """Groups that a kernel can walk: reductions of one direction only; and products with what they leave beside."""
+
+    def __init__(self, program: Program) -> None:
+        self._padded = _of_products(program)
+        super().__init__(program)
+
+    def strides(self, value: Value) -> tuple[Linear, ...] | None:
+        """Rows of what products read and make begin on borders of 16 bytes, which tensor cores want."""
+        if value in self._padded:
+            entries = BORDER // BYTES[value.dtype.name]
+            return Linear(-(-int(value.shape[1]) // entries) * entries), Linear(1)
+        return super().strides(value)
 
     def add(self, op: Operation) -> None:
         if op.function in (MASK, BIAS_GRADIENT):
@@ -93,6 +108,20 @@ class KernelGrouping(Grouping):
     def _directions(self, group: Group) -> set[str]:
         found = {"all" if across(op) else direction(op) for op in group.operations if op.function in REDUCTIONS}
         return found - {""}
+
+
+def _of_products(program: Program) -> set[Value]:
+    """The matrices that products read and make, and that have no place of their owner's."""
+    views = {op.result: op.operands[0] for op in program.operations if op.function in VIEWS}
+    found = set()
+    for op in program.operations:
+        if op.function in (PRODUCT, "matmul"):
+            for v in (op.result, *op.operands[:2]):
+                while v in views:
+                    v = views[v]
+                found.add(v)
+    outside = {*program.inputs.values(), *program.outputs.values()}
+    return {v for v in found - outside if v.ndim == 2 and not isinstance(v.shape[1], Dim)}
 
 
 def launches(f: Fused) -> list[list[int]]:

@@ -140,8 +140,7 @@ class EntryBody(_Reducing):
                     yield a.root, a.offset, a.row, a.column
         for value in self._stored():
             if not (self._made[value].function in REDUCTIONS and across(self._made[value])):
-                rows, columns = space(value.shape)
-                yield value, ZERO, ZERO if same(rows, 1) else linear(columns), ZERO if same(columns, 1) else ONE
+                yield value, ZERO, *self._steps(value)
 
     def _whole(self, value: Value) -> bool:
         rows, columns = space(value.shape)
@@ -220,7 +219,7 @@ class EntryBody(_Reducing):
             name = f"out{len(stores)}"
             self._loads.append(f"Pack<{MEMORY[value.dtype.name]}, V> {name};")
             self._do(f"store(&{name}.at[u], {self.value(value)});")
-            at = "e" if self._plain else index(ZERO, ("i", linear(self.group.columns)), ("j0", ONE))
+            at = "e" if self._plain else index(ZERO, ("i", self._steps(value)[0]), ("j0", ONE))
             stores.append(f"store_pack<V>(&{pointer}[{at}], {name});")
         return self._loads, entry, stores
 

@@ -94,7 +94,8 @@ def multiplication(group: Group, f: Fused, places: dict[Value, str]) -> Multipli
     left, right, *extra = op.operands
     rows, columns = factors(op)
     n, k, m = linear(rows[0]), linear(rows[1]), linear(columns[1])
-    d = Operand(places[op.result], Linear(0), op.result.dtype.name, m, False)
+    ld = f.layouts[op.result].strides[0] if op.result.ndim == 2 else m
+    d = Operand(places[op.result], Linear(0), op.result.dtype.name, ld, False)
     compute = "float64" if left.dtype.name == "float64" else "float32"
     if left.dtype.name == "float32":
         compute = op.options.get("precision", "float32")
