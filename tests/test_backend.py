@@ -165,7 +165,9 @@ def test_a_broken_plug_in_is_a_line_in_the_list_and_an_error_when_asked_for(regi
 def test_a_registered_backend_is_found_and_shown_its_device(registry):
     register_backend("mine", lambda device: Backend("mine", np, device=device, version="1"))
     assert get_backend("mine:cpu").device == "cpu"
-    assert info("mine") == xbp.backend.BackendInfo("mine", True, device="None", engines=("eager",), version="1")
+    assert info("mine") == xbp.backend.BackendInfo(
+        "mine", True, device="None", engines=("eager",), version="1", precisions=("float32",)
+    )
 
 
 def members(cls):

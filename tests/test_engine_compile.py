@@ -157,7 +157,7 @@ def test_a_missing_compiler_is_named_before_training(torch, monkeypatch, caplog)
 def test_what_inductor_cannot_compile_is_said_so(torch, monkeypatch):
     inductor = importlib.import_module("torch._inductor")
 
-    def fails(*args):
+    def fails(*args, **options):
         raise RuntimeError("a compiler that crashed")
 
     monkeypatch.setattr(inductor, "compile", fails)

@@ -151,7 +151,7 @@ def test_evaluation_does_not_depend_on_its_chunks(rows, monkeypatch):
     w = np.random.default_rng(0).random(50)
     trainer = trainer_for(classifier(dtype="float64"), metrics=["top_k_accuracy"])
     expected = trainer.evaluate(x, t, w)
-    monkeypatch.setattr("xbp.training.EVALUATION_ROWS", rows)
+    monkeypatch.setattr("xbp.evaluation.EVALUATION_ROWS", rows)
     assert trainer.evaluate(x, t, w) == pytest.approx(expected, rel=1e-12)
 
 

@@ -18,7 +18,7 @@ import array_api_compat
 import numpy as np
 
 from .errors import BackendUnavailable, DTypeError, UnknownBackend, unknown_name_text
-from .program import Program
+from .program import Interpreter, Program
 from .typing import Array, Device, DType, Namespace
 
 __all__ = [
@@ -68,6 +68,7 @@ class BackendInfo:
     device: str = ""
     engines: tuple[str, ...] = ()
     version: str = ""
+    precisions: tuple[str, ...] = ()
 
 
 class Backend:
@@ -79,13 +80,15 @@ class Backend:
             import mylib
             return Backend("mylib", mylib, device=device)
 
-    name      what `get_backend` finds it by
-    xp        the namespace that kernels compute with; may replace functions, such as `matmul`, by its own
-    device    passed to every creation function; None is the library's default
-    engines   ways to run a step, best first; "eager" is written once in xbp and works everywhere
+    name        what `get_backend` finds it by
+    xp          the namespace that kernels compute with; may replace functions, such as `matmul`, by its own
+    device      passed to every creation function; None is the library's default
+    engines     ways to run a step, best first; "eager" is written once in xbp and works everywhere
+    precisions  those of `xbp.program.PRECISIONS` that all its engines have
     """
 
     engines: ClassVar[tuple[str, ...]] = ("eager",)
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
     extras: ClassVar[Mapping[str, str]] = {}  # engines that need something more, and how to get it
     keeps_device: ClassVar[bool] = False  # True where the library has a current device a thread: see `active`
     on_host: ClassVar[bool] = False  # True where the library's arrays are NumPy's own: nothing is ever transferred
@@ -207,6 +210,10 @@ class Backend:
         """
         raise self._without(engine)
 
+    def interpreted(self, program: Program) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        """`program` as a pure function, computed operation by operation: `function` on the engine "eager"."""
+        return Interpreter(program, self.xp, self.device, self.dtype)
+
     def _without(self, engine: str) -> BackendUnavailable:
         return BackendUnavailable(
             f"Backend {self.name!r} has no engine {engine!r}. It has: {', '.join(self.engines)}; "
@@ -318,7 +325,5 @@ def available_backends() -> list[BackendInfo]:
         except BackendUnavailable as error:
             infos.append(BackendInfo(name, available=False, reason=str(error)))
         else:
-            infos.append(
-                BackendInfo(name, available=True, device=str(b.device), engines=tuple(b.engines), version=b.version)
-            )
+            infos.append(BackendInfo(name, True, "", str(b.device), tuple(b.engines), b.version, tuple(b.precisions)))
     return infos

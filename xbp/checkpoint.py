@@ -6,13 +6,14 @@ needs no generator state, because every random number follows from the seed and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import storage
+from . import scaling, storage
 from .backend import Backend
 from .describe import build, describe
 from .errors import CheckpointError
@@ -26,6 +27,8 @@ from .schedules import SCHEDULES
 __all__ = ["load", "save"]
 
 STATE, BEST = "state/", "best/"
+
+log = logging.getLogger(__name__)
 
 CLASSES: dict[str, type] = {
     **LOSSES,
@@ -60,16 +63,25 @@ def _settings(trainer: Any) -> dict[str, Any]:
         "optimizer": rule,
         "metrics": [describe(m) for m in step.metrics],
         "clip_norm": step.clip_norm,
-        "accumulate": step.accumulate,
+        "accumulate": trainer.accumulate,
         "trainable": list(step.trainable),
         "engine": trainer.engine,
+        "precision": trainer.precision,
+        "memory_limit": trainer._engine.memory_limit,
         "epoch": trainer.epoch,
         "steps": trainer.steps,
         "history": trainer.history,
     }
 
 
-def load(cls: Any, path: str | Path, backend: str | Backend, engine: str | None, custom: Mapping[str, type]) -> Any:
+def load(
+    cls: Any,
+    path: str | Path,
+    backend: str | Backend,
+    engine: str | None,
+    precision: str | None,
+    custom: Mapping[str, type],
+) -> Any:
     arrays, header = storage.read(path)
     settings = header.get("trainer")
     if settings is None:
@@ -89,10 +101,14 @@ def load(cls: Any, path: str | Path, backend: str | Backend, engine: str | None,
             accumulate=settings["accumulate"],
             trainable=tuple(settings["trainable"]),
             engine=_engine_here(settings["engine"], model.backend) if engine is None else engine,
+            precision=_precision_here(settings, model.backend, path) if precision is None else precision,
+            memory_limit=settings.get("memory_limit"),
         )
         trainer.epoch, trainer.steps = int(settings["epoch"]), int(settings["steps"])
         trainer.history = {name: [float(v) for v in values] for name, values in settings["history"].items()}
-        trainer._state = _section(arrays, trainer._state, STATE, model.backend)  # as above
+        fresh = {n: a for n, a in trainer._state.items() if n in scaling.NAMES and STATE + n not in arrays}  # as above
+        saved = {n: a for n, a in trainer._state.items() if n not in fresh}
+        trainer._state = _section(arrays, saved, STATE, model.backend) | fresh
         if any(name.startswith(BEST) for name in arrays):
             trainer._best = {  # as above
                 "params": _section(arrays, dict(model.params), BEST, model.backend),
@@ -106,6 +122,20 @@ def load(cls: Any, path: str | Path, backend: str | Backend, engine: str | None,
 def _engine_here(engine: str, backend: Backend) -> str:
     """The engine of the file; where this machine or backend does not have it, the best of those that it has."""
     return engine if engine in backend.engines else "auto"
+
+
+def _precision_here(settings: Mapping[str, Any], backend: Backend, path: str | Path) -> str:
+    """The precision of the file; float32, in which the file's numbers are, where this backend does not have it."""
+    precision: str = settings.get("precision", "float32")  # of files from before there was a choice
+    if precision in backend.precisions:
+        return precision
+    log.warning(
+        "%s was trained in precision %r, which backend %r does not have; the training goes on in float32.",
+        path,
+        precision,
+        backend.name,
+    )
+    return "float32"
 
 
 def _section(

@@ -7,18 +7,36 @@ import warnings
 from collections.abc import Collection
 from typing import Any
 
-from .backend import Backend
+from .backend import Backend, available_backends
 from .data import output_width, prepare_batch
-from .errors import BackendUnavailable, NonFiniteLoss, ShapeError, unknown_name
+from .errors import BackendUnavailable, DTypeError, NonFiniteLoss, ShapeError, unknown_name
 from .layers import BatchNorm, ReLU, Sigmoid, Softmax, Tanh
 from .losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from .model import Model
 from .optimizers import Names, Optimizer, selects
+from .program import PRECISIONS
 
-__all__ = ["Gate", "check_fit", "check_trainer", "chosen_engine", "non_finite", "trainable_names", "whole_number"]
+__all__ = [
+    "Gate",
+    "check_fit",
+    "check_trainer",
+    "chosen_engine",
+    "chosen_precision",
+    "non_finite",
+    "trainable_names",
+    "uncut",
+    "whole_number",
+]
 
 
-def check_trainer(model: object, loss: object, optimizer: object, clip_norm: float | None, accumulate: int) -> None:
+def check_trainer(
+    model: object,
+    loss: object,
+    optimizer: object,
+    clip_norm: float | None,
+    accumulate: int,
+    memory_limit: int | None,
+) -> None:
     """Raise for parts that are of the wrong kind or do not fit together; warn of a squashed output before a softmax."""
     for name, value, kind in (("model", model, Model), ("loss", loss, Loss), ("optimizer", optimizer, Optimizer)):
         if not isinstance(value, kind):
@@ -33,6 +51,8 @@ def check_trainer(model: object, loss: object, optimizer: object, clip_norm: flo
         if name not in model.params:
             raise unknown_name("parameter in decay=", name, model.params)
     whole_number("accumulate", accumulate, 1)
+    if memory_limit is not None:
+        whole_number("memory_limit", memory_limit, 1)
     if accumulate > 1 and _batch_norms(model):
         raise ValueError(
             f"accumulate={accumulate} cuts batches into pieces, but BatchNorm's statistics are the whole batch's. "
@@ -51,6 +71,13 @@ def check_trainer(model: object, loss: object, optimizer: object, clip_norm: flo
             UserWarning,
             stacklevel=3,
         )
+
+
+def uncut(model: Model) -> str:
+    """Why batches cannot be cut into pieces; "" where they can."""
+    names = _batch_norms(model)
+    cannot = "batches cannot be cut into pieces: BatchNorm's statistics are the whole batch's."
+    return f"With BatchNorm ({', '.join(names)}) {cannot}" if names else ""
 
 
 def _batch_norms(model: Model) -> list[str]:
@@ -128,6 +155,24 @@ def chosen_engine(backend: Backend, engine: str) -> str:
     if engine not in backend.engines:
         raise unknown_name(f"engine of backend {backend.name!r}", engine, (*backend.engines, "auto"))
     return engine
+
+
+def chosen_precision(model: Model, precision: str) -> str:
+    """The precision of the products. Raises `NameUnknown`, and `DTypeError` where model or backend cannot have it."""
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    if precision != "float32" and model.dtype != "float32":
+        raise DTypeError(
+            f"precision={precision!r} is for models of float32, and this one is of {model.dtype}, in which it computes "
+            'everything. Leave precision= out, or make the model with dtype="float32".'
+        )
+    if precision not in model.backend.precisions:
+        able = [info.name for info in available_backends() if precision in info.precisions]
+        raise DTypeError(
+            f"Backend {model.backend.name!r} has no precision {precision!r}. It has: "
+            f"{', '.join(model.backend.precisions)}. Backends here that have it: {', '.join(able) or 'none'}."
+        )
+    return precision
 
 
 def trainable_names(model: Model, trainable: Names | None) -> tuple[str, ...]:

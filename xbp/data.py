@@ -20,7 +20,17 @@ from .losses import Loss
 from .model import Model
 from .typing import Array, Inputs
 
-__all__ = ["Batches", "Order", "Rows", "is_stream", "open_rows", "open_validation", "output_width", "prepare_batch"]
+__all__ = [
+    "Batches",
+    "Order",
+    "Rows",
+    "is_stream",
+    "open_rows",
+    "open_source",
+    "open_validation",
+    "output_width",
+    "prepare_batch",
+]
 
 SHARD = 64 * 2**20  # bytes of a memory map that are moved together
 
@@ -145,6 +155,15 @@ def open_rows(model: Model, loss: Loss, x: Any, t: Any, w: Any, *, what: str = "
     moved = {name: backend.packed(taken(name, a, backend, model.dtype)) for name, a in arrays.items()}
     inputs: Inputs = moved if isinstance(x, Mapping) else next(iter(moved.values()))
     return Rows(inputs, targets, weights, n, True, backend, model.dtype)
+
+
+def open_source(model: Model, loss: Loss, x: Any, t: Any, w: Any) -> Rows | Batches:
+    """The rows of a fit, or, where x is an iterable of batches and t is None, those batches."""
+    if t is not None or not is_stream(x):
+        return open_rows(model, loss, x, t, w)
+    if w is not None:
+        raise DataError("Weights for an iterable of batches come in it, as (x, t, w), not in sample_weight=.")
+    return Batches(x)
 
 
 def open_validation(model: Model, loss: Loss, validation: Any) -> Rows:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from .backend import Backend
+from .budget import needed, pieces_that_fit
 from .errors import RecordingError, ShapeError, XBPError
 from .losses import SoftmaxCrossEntropy
 from .optimizers import global_norm
-from .program import Program
+from .program import MeasuredProgram, Memory, readable
 from .recording import Kind, Signature, flat, inputs_of, record, signature_of
-from .runner import EagerRunner, Runner
+from .runner import EagerRunner, FunctionRunner, Runner
 from .step import Gradients, Step
 from .typing import Array, Inputs, Namespace, Scalar, Tree
 
@@ -31,16 +32,26 @@ log = logging.getLogger(__name__)
 class Engine:
     """All Runners of one trainer, as one.
 
-    name    what runs the steps; another one from the moment on in which something could not be compiled
+    name      what runs the steps; another one from the moment on in which something could not be compiled
+    pieces    into how many pieces batches are cut; more from the moment on in which a batch would not fit into
+              `memory_limit` bytes
     """
 
-    def __init__(self, step: Step, backend: Backend, name: str) -> None:
+    def __init__(
+        self, step: Step, backend: Backend, name: str, memory_limit: int | None = None, uncut: str = ""
+    ) -> None:
         self.name = name
+        self.pieces = step.accumulate
+        self.memory_limit = memory_limit
+        self._uncut = uncut  # why batches cannot be cut
+        self._fitting: set[tuple[Signature, int]] = set()  # batches that are known to fit
         self._step = step
         self._backend = backend
+        # The step as it is written knows float32 alone. In any other precision "eager" interprets the program.
+        self._interprets = step.precision != "float32"
         self._runners: dict[Signature | None, Runner] = {}
         self._functions: dict[tuple[str, Signature], Function] = {}
-        self._programs: dict[tuple[str, Signature], Program] = {}
+        self._programs: dict[tuple[str, Signature], MeasuredProgram] = {}
         self._refused: set[tuple[str, Signature]] = set()  # what is computed eagerly, although steps are not
         self._current: Runner | None = None
         self._tree: Tree = {}
@@ -61,7 +72,7 @@ class Engine:
 
     # --- the programs ---------------------------------------------------------------------------------------------
 
-    def program(self, what: str = "step", look: Signature | None = None) -> Program:
+    def program(self, what: str = "step", look: Signature | None = None) -> MeasuredProgram:
         """The program for batches of that look; None: of the last one that was met, before that the likeliest one."""
         look = look or self._look or _likely(self._step, self.read())
         key = (what, look)
@@ -69,16 +80,54 @@ class Engine:
             self._programs[key] = record(what, self._step, self.read(), look)
         return self._programs[key]
 
-    def prepare(self, x: Inputs, t: Array, w: Array | None) -> None:
-        """Record and compile for batches of this look, so that what fails, or takes time, does so before training."""
+    def prepare(self, x: Inputs, t: Array, w: Array | None, rows: int) -> None:
+        """Record and compile for batches of this look, so that what fails, or takes time, does so before training.
+
+        Raises `MemoryExceeded` where a step on so many rows would not fit, however it is cut.
+        """
         look = signature_of(x, t, w)
-        self._runner(look)
+        self._runner(look, rows)
         self._prediction("sums", look)
 
-    def _runner(self, look: Signature) -> Runner:
+    def _make_room(self, look: Signature, rows: int) -> None:
+        """Cut batches into more pieces, from here on, if a step on so many rows would not fit otherwise."""
+        if self.memory_limit is None or (look, rows) in self._fitting:
+            return
+
+        def memory(what: str) -> Memory:
+            try:
+                return self.program(what, look).memory
+            except RecordingError as error:
+                error.add_note("memory_limit= needs to record the step. Leave it out to train without.")
+                raise
+
+        pieces = pieces_that_fit(self.memory_limit, memory, rows, self.pieces, self._uncut)
+        self._fitting.add((look, rows))
+        if pieces <= self.pieces:
+            return
+        log.info(
+            "A step on %d rows needs %s, and memory_limit is %s: batches are cut into %d pieces, which need %s.",
+            rows,
+            readable(needed(memory, rows, 1)),
+            readable(self.memory_limit),
+            pieces,
+            readable(needed(memory, rows, pieces)),
+        )
+        self._begin_anew()
+        self.pieces = pieces
+        self._step = replace(self._step, accumulate=pieces)
+
+    def _begin_anew(self) -> None:
+        """Forget all Runners, but not the values."""
+        self._tree = {section: dict(arrays) for section, arrays in self.read().items()}
+        self._current = None
+        self._runners.clear()
+
+    def _runner(self, look: Signature, rows: int) -> Runner:
         """The Runner for that look, holding the newest values."""
         self._look = look
-        key = None if self.name == "eager" else look  # the eager one takes batches of any look
+        self._make_room(look, rows)
+        key = None if self._as_written else look  # the eager one takes batches of any look
         runner = self._runners.get(key)
         if runner is None:
             runner = self._runners[key] = self._compiled(look)
@@ -90,19 +139,32 @@ class Engine:
             self._current = runner
         return runner
 
+    @property
+    def _as_written(self) -> bool:
+        """Whether steps are calls of the step itself, and not of a program of it."""
+        return self.name == "eager" and not self._interprets
+
     def _compiled(self, look: Signature) -> Runner:
-        while self.name != "eager":
+        while not self._as_written:
             try:
                 if self._step.accumulate > 1:
                     return EagerRunner(self._in_pieces(look), self._backend, self.name)
-                runner: Runner = self._backend.compile(self.program("step", look), self.name)
+                program = self.program("step", look)
+                if self.name == "eager":
+                    return FunctionRunner(program, self._backend, self.name, self._backend.interpreted(program))
+                runner: Runner = self._backend.compile(program, self.name)
                 return runner
             except XBPError as error:
                 self._give_up(error)
         return self._runners.setdefault(None, EagerRunner(self._step, self._backend))
 
     def _give_up(self, error: Exception) -> None:
-        """From here on, everything runs on the next best engine; what could not be recorded at all, eagerly."""
+        """From here on, everything runs on the next best engine; what could not be recorded at all, eagerly.
+
+        Raises the error again where that would be another precision than the one asked for.
+        """
+        if self._interprets and (self.name == "eager" or isinstance(error, RecordingError)):
+            raise error
         engines = self._backend.engines
         after = engines.index(self.name) + 1 if self.name in engines else len(engines)
         recorded = not isinstance(error, RecordingError) and after < len(engines)
@@ -114,9 +176,7 @@ class Engine:
             slower,
             error,
         )
-        self._tree = {section: dict(arrays) for section, arrays in self.read().items()}
-        self._current = None
-        self._runners.clear()
+        self._begin_anew()
         self._functions.clear()
         self._refused.clear()
         self.name = slower
@@ -129,8 +189,9 @@ class Engine:
     def _function(self, what: str, look: Signature) -> Function:
         key = (what, look)
         if key not in self._functions:
-            program = self.program(what, look)
-            self._functions[key] = self._backend.function(program, self.name)
+            program, backend = self.program(what, look), self._backend
+            eager = self.name == "eager"
+            self._functions[key] = backend.interpreted(program) if eager else backend.function(program, self.name)
         return self._functions[key]
 
     # --- what is computed -----------------------------------------------------------------------------------------
@@ -138,11 +199,11 @@ class Engine:
     def step(self, x: Inputs, t: Array, w: Array | None, scalars: Mapping[str, Scalar], *, same: bool = False) -> Array:
         """One step. `same`: the batch looks as that of the last step did, so its Runner fits, if it is still there."""
         if not same or self._stepped is None or self._stepped is not self._current:
-            self._stepped = self._runner(signature_of(x, t, w))
+            self._stepped = self._runner(signature_of(x, t, w), t.shape[0])
         return self._stepped.step(x, t, w, scalars)
 
     def run(self, x: Inputs, t: Array, w: Array | None, index: Array, scalars: Mapping[str, Array]) -> Array:
-        return self._runner(signature_of(x, t, w)).run(x, t, w, index, scalars)
+        return self._runner(signature_of(x, t, w), index.shape[1]).run(x, t, w, index, scalars)
 
     def scores(self, x: Inputs) -> Array:
         """The output (N, K) in prediction."""
@@ -183,7 +244,7 @@ class Engine:
 
     def _prediction(self, what: str, look: Signature) -> Function | None:
         """The compiled function; None where it has to be computed eagerly, which does not concern the steps."""
-        if self.name == "eager" or (what, look) in self._refused:
+        if self._as_written or (what, look) in self._refused:
             return None
         try:
             return self._function(what, look)
@@ -238,12 +299,15 @@ class _Pieces(Step):
         share: Scalar,
         *,
         xp: Namespace,
+        scale: Array | None = None,
     ) -> Gradients:
         assert self.compiled_piece is not None  # set by the only one who makes these
         dtype = next(iter(params.values())).dtype
         given = flat({"params": params, "buffers": buffers, "scalars": _keys(scalars)}) | inputs_of(x, t, weight)
         given["share"] = share if not isinstance(share, float) else self._number(share, dtype, xp)
         given["first_row"] = self._number(first_row, xp.int32, xp)
+        if scale is not None:
+            given["scale"] = scale
         out = self.compiled_piece(given)
         grads = {name: out[f"grads.{name}"] for name in self.trainable}
         return Gradients(out["loss"], grads, {name: out.get(f"buffers.{name}", a) for name, a in buffers.items()})

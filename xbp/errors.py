@@ -17,6 +17,7 @@ __all__ = [
     "DataError",
     "GradientError",
     "LabelError",
+    "MemoryExceeded",
     "NameUnknown",
     "NonFiniteLoss",
     "NotCompiled",
@@ -67,6 +68,10 @@ class CheckpointError(XBPError, OSError):
 
 class NonFiniteLoss(XBPError, ArithmeticError):
     """Training met a loss that is NaN or infinite; the last good weights are back in the network."""
+
+
+class MemoryExceeded(XBPError, MemoryError):
+    """A step that does not fit into the memory that it may take, however its batch is cut."""
 
 
 class CacheEmpty(XBPError, RuntimeError):

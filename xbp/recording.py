@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 from .errors import RecordingError
-from .program import Program, RecordedArray, Recorder, optimised
+from .program import MeasuredProgram, Program, RecordedArray, Recorder, in_precision
 from .step import Step
 from .traversal import Node, Plan
 from .typing import Array, Inputs, Tree
@@ -76,13 +76,15 @@ def nested(arrays: Mapping[str, Array]) -> Tree:
     return tree
 
 
-def record(what: str, step: Step, tree: Tree, batch: Signature) -> Program:
-    """The program "step", "scores", "sums", "piece" (of a batch that is cut up) or "apply" (its end), optimised.
+def record(what: str, step: Step, tree: Tree, batch: Signature) -> MeasuredProgram:
+    """The program "step", "scores", "sums", "piece" (of a batch that is cut up) or "apply" (its end).
+
+    Optimised, and in the step's precision.
 
     Raises `RecordingError` where a layer, loss, optimiser or metric of somebody's own does what cannot be recorded.
     """
     if not _foreign(step):
-        return optimised(_recorded(what, step, tree, batch, BATCH))
+        return _finished(_recorded(what, step, tree, batch, BATCH), step)
     try:
         program, other = (_recorded(what, step, tree, batch, n) for n in (BATCH, BATCH + 2))
     except Exception as error:  # somebody else's code may fail in any way
@@ -95,7 +97,12 @@ def record(what: str, step: Step, tree: Tree, batch: Signature) -> Program:
             "A layer, loss, optimiser or metric computes with the number of rows, x.shape[0], which a recorded step "
             "would keep for every batch. Count rows as an array: xp.sum(xp.ones_like(x[:, 0]))."
         )
-    return optimised(program)
+    return _finished(program, step)
+
+
+def _finished(program: Program, step: Step) -> MeasuredProgram:
+    program = in_precision(program, step.precision)
+    return MeasuredProgram(program.name, program.inputs, program.operations, program.outputs)
 
 
 def _foreign(step: Step) -> bool:
@@ -129,8 +136,9 @@ def _recorded(what: str, step: Step, tree: Tree, batch: Signature, n: int) -> Pr
         return recorder.program(what, {"sums": cast(Any, noted.sums(params, buffers, x, t, w, xp=xp))})
     if what == "piece":
         share = recorder.input("share", (), str(next(iter(params.values())).dtype))
-        first = recorder.input("first_row", (), "int32")
-        loss, grads, new_buffers = noted.piece(params, buffers, x, t, w, scalars, cast(Any, first), share, xp=xp)
+        first = cast(Any, recorder.input("first_row", (), "int32"))
+        scale = cast(Any, recorder.input("scale", (), "float32")) if step.scaled else None
+        loss, grads, new_buffers = noted.piece(params, buffers, x, t, w, scalars, first, share, xp=xp, scale=scale)
         outputs = {f"grads.{name}": cast(Any, g) for name, g in grads.items()}
         return recorder.program(
             what, {"loss": cast(Any, loss), **outputs, **_changed(recorder, {"buffers": new_buffers})}

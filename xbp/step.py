@@ -15,11 +15,12 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
+from . import scaling
 from .losses import Loss
 from .metrics import Metric
 from .optimizers import Optimizer, clip_by_global_norm
 from .traversal import Plan, backward, forward
-from .typing import Array, Inputs, Namespace, Scalar
+from .typing import Array, Inputs, Namespace, Scalar, device_of
 
 __all__ = ["Gradients", "Step", "rows_between"]
 
@@ -42,6 +43,8 @@ class Step:
     trainable     names of the parameters that change; the rest are frozen and their gradients are not computed
     clip_norm     the largest global norm of the gradients, or None
     accumulate    the number of pieces that a batch is cut into, one after the other
+    precision     one of `xbp.program.PRECISIONS`: what a record of this step is turned into. Called as it is, a step
+                  computes in the dtype of its arrays; of "mixed-float16" it scales the loss
     """
 
     plan: Plan
@@ -51,6 +54,18 @@ class Step:
     clip_norm: float | None = None
     accumulate: int = 1
     metrics: tuple[Metric, ...] = ()
+    precision: str = "float32"
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the loss is scaled, see `xbp.scaling`."""
+        return self.precision == "mixed-float16"
+
+    def init(self, params: Arrays, *, xp: Namespace) -> dict[str, Array]:
+        """The state before the first step: the optimiser's, and the loss scale's where there is one."""
+        trained = {name: params[name] for name in self.trainable}
+        device = device_of(next(iter(trained.values())))
+        return self.optimizer.init(trained) | (scaling.init(xp=xp, device=device) if self.scaled else {})
 
     @cached_property
     def wanted(self) -> frozenset[str]:
@@ -69,9 +84,13 @@ class Step:
         *,
         xp: Namespace,
     ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], Array]:
-        loss, grads, buffers = self.gradients(params, buffers, x, t, weight, scalars, xp=xp)
+        scale = state[scaling.FACTOR] if self.scaled else None
+        loss, grads, new_buffers = self.gradients(params, buffers, x, t, weight, scalars, xp=xp, scale=scale)
         new_params, new_state = self.apply(params, state, grads, scalars, xp=xp)
-        return new_params, dict(buffers), new_state, loss
+        if self.scaled:
+            taken = new_state[scaling.SKIPPED] == state[scaling.SKIPPED]
+            new_buffers = scaling.kept(taken, new_buffers, buffers, xp=xp)
+        return new_params, dict(new_buffers), new_state, loss
 
     def gradients(
         self,
@@ -83,12 +102,13 @@ class Step:
         scalars: Scalars,
         *,
         xp: Namespace,
+        scale: Array | None = None,
     ) -> Gradients:
         """Loss and gradients of a batch, in `accumulate` pieces whose weighted sum is the whole batch's."""
         n = t.shape[0]
         pieces = min(self.accumulate, n)
         if pieces <= 1:
-            return self.piece(params, buffers, x, t, weight, scalars, 0, 1.0, xp=xp)
+            return self.piece(params, buffers, x, t, weight, scalars, 0, 1.0, xp=xp, scale=scale)
         bounds = [n * i // pieces for i in range(pieces + 1)]
         whole = None if weight is None else _at_least_one(xp.sum(weight), xp)
         total: Gradients | None = None
@@ -96,7 +116,7 @@ class Step:
             w = None if weight is None else weight[start:stop]
             share: Scalar = (stop - start) / n if w is None or whole is None else xp.sum(w) / whole
             rows = rows_between(x, start, stop)
-            part = self.piece(params, buffers, rows, t[start:stop, ...], w, scalars, start, share, xp=xp)
+            part = self.piece(params, buffers, rows, t[start:stop, ...], w, scalars, start, share, xp=xp, scale=scale)
             total = part if total is None else _added(total, part)
         assert total is not None  # pieces >= 2
         return total
@@ -113,23 +133,38 @@ class Step:
         share: Scalar,
         *,
         xp: Namespace,
+        scale: Array | None = None,
     ) -> Gradients:
-        """Loss and gradients of a part of a batch, from `first_row` on, times its share of the whole."""
+        """Loss and gradients of a part of a batch, from `first_row` on, times its share of the whole.
+
+        With a scale, a power of two, the backward pass works on numbers so many times as large.
+        """
         keys = {name: scalars[f"key.{name}"] for name in self.plan.random_nodes()}
         passed = forward(self.plan, params, buffers, x, xp=xp, train=True, keys=keys, first_row=first_row)
         loss, cache = self.loss.forward(passed.y, t, weight, xp=xp)
-        dy = self.loss.backward(share, cache, xp=xp)
-        grads, _ = backward(self.plan, passed.caches, dy, wanted=self.wanted, xp=xp)
-        return Gradients(loss * share, {name: grads[name] for name in self.trainable}, passed.buffers)
+        dy = self.loss.backward(share if scale is None else share * scale, cache, xp=xp)
+        all_grads, _ = backward(self.plan, passed.caches, dy, wanted=self.wanted, xp=xp)
+        grads = {name: all_grads[name] for name in self.trainable}
+        if scale is not None:
+            down = 1.0 / scale
+            grads = {name: g * down for name, g in grads.items()}
+        return Gradients(loss * share, grads, passed.buffers)
 
     def apply(
         self, params: Arrays, state: Arrays, grads: dict[str, Array], scalars: Scalars, *, xp: Namespace
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The optimiser's step on the trainable parameters; the others go through untouched."""
+        """The optimiser's step on the trainable parameters; the others go through untouched.
+
+        With a scaled loss, gradients that are not finite leave everything as it was, but for the scale.
+        """
+        taken = scaling.all_finite(grads.values(), xp=xp) if self.scaled else None
         if self.clip_norm is not None:
             grads = clip_by_global_norm(grads, self.clip_norm, xp=xp)
         trained = {name: params[name] for name in self.trainable}
         trained, new_state = self.optimizer.update(trained, grads, state, lr=scalars["lr"], xp=xp)
+        if taken is not None:
+            trained = scaling.kept(taken, trained, params, xp=xp)
+            new_state = scaling.kept(taken, new_state, state, xp=xp) | scaling.updated(state, taken, xp=xp)
         return {**params, **trained}, new_state
 
     def scores(self, params: Arrays, buffers: Arrays, x: Inputs, *, xp: Namespace) -> Array:

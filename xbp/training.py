@@ -10,18 +10,19 @@ from typing import Any, Self
 
 import numpy as np
 
-from . import checkpoint, checks
+from . import checkpoint, checks, scaling
 from .backend import Backend, on_device
 from .callbacks import Callback, Progress, check_callbacks
-from .data import Batches, Order, Rows, is_stream, open_rows, open_validation
+from .data import Batches, Order, Rows, open_rows, open_source, open_validation
 from .engine import Engine
 from .errors import DataError
+from .evaluation import evaluated, gradient_norm, loss_now
 from .interrupt import Interrupt
 from .losses import Loss
 from .metrics import Metric, resolve_metrics
 from .model import Model
 from .optimizers import Names, Optimizer
-from .program import Program
+from .program import MeasuredProgram
 from .random import epoch_order
 from .scalars import Scalars
 from .step import Step
@@ -31,7 +32,6 @@ from .weights import copied
 __all__ = ["Trainer"]
 
 CHUNK_SECONDS = 0.1  # how long the engine runs before callbacks and signals are looked at
-EVALUATION_ROWS = 4096
 
 
 class Trainer:
@@ -46,8 +46,12 @@ class Trainer:
                   order of summation; refused with BatchNorm, whose statistics are the whole batch's
     trainable     which parameters learn: names or a predicate on names; None is all
     engine        "auto", or one of `model.backend.engines`
+    precision     "float32"; "tf32", "mixed-bfloat16" or "mixed-float16" where `model.backend.precisions` has it:
+                  products of narrow numbers, added up in float32. Parameters and optimiser stay float32
+    memory_limit  bytes that a step may take, as `program.memory` says: larger ones are cut as by `accumulate`, into
+                  as few pieces as fit; None sets no limit
 
-    Raises `ShapeError`, `NameUnknown`, `ValueError` for settings that cannot work together.
+    Raises `ShapeError`, `DTypeError`, `NameUnknown`, `ValueError` for settings that cannot work together.
     """
 
     def __init__(
@@ -61,8 +65,10 @@ class Trainer:
         accumulate: int = 1,
         trainable: Names | None = None,
         engine: str = "auto",
+        precision: str = "float32",
+        memory_limit: int | None = None,
     ) -> None:
-        checks.check_trainer(model, loss, optimizer, clip_norm, accumulate)
+        checks.check_trainer(model, loss, optimizer, clip_norm, accumulate, memory_limit)
         self.model = model
         self.backend = model.backend
         self.epoch = 0  # finished epochs
@@ -83,9 +89,11 @@ class Trainer:
             clip_norm,
             accumulate,
             resolve_metrics(metrics, loss),
+            checks.chosen_precision(model, precision),
         )
-        self._state = optimizer.init({name: model.params[name] for name in self._step.trainable})
-        self._engine = Engine(self._step, model.backend, checks.chosen_engine(model.backend, engine))
+        self._state = self._step.init(model.params, xp=model.xp)
+        name = checks.chosen_engine(model.backend, engine)
+        self._engine = Engine(self._step, model.backend, name, memory_limit, checks.uncut(model))
         self._gate = checks.Gate(model, loss)
         self._version = -1  # of the weights that the engine has; it has none yet
 
@@ -120,8 +128,18 @@ class Trainer:
         return self._engine.name
 
     @property
-    def program(self) -> Program:
-        """The step as it was recorded for the last batches, to print; before the first, for unweighted rows."""
+    def accumulate(self) -> int:
+        """Into how many pieces batches are cut: as many as were asked for, or as make the last batches fit."""
+        return self._engine.pieces
+
+    @property
+    def precision(self) -> str:
+        """What products are computed in."""
+        return self._step.precision
+
+    @property
+    def program(self) -> MeasuredProgram:
+        """The step as recorded for the last batches, before the first for unweighted rows; `program.memory` too."""
         return self._run_engine().program()
 
     def _run_engine(self) -> Engine:
@@ -140,7 +158,9 @@ class Trainer:
     def _recount(self) -> None:
         """Count the steps by the optimiser's own count: an interrupt may fall between a step and its being counted."""
         with contextlib.suppress(Exception):  # the engine may be what failed
-            self.steps = int(self.backend.to_host(self._engine.read()["state"]["step"]))
+            state = self._engine.read()["state"]
+            counts = [self.backend.to_host(state[name]) for name in ("step", scaling.SKIPPED) if name in state]
+            self.steps = int(sum(counts))
             self._advanced(0)
 
     def _tree(self) -> Tree:
@@ -200,13 +220,8 @@ class Trainer:
         when the loss becomes NaN or infinite: the weights are then those from before the epoch.
         """
         observers = check_callbacks(callbacks) + ((Progress(),) if progress else ())
-        source: Rows | Batches
-        if t is None and is_stream(x):
-            if sample_weight is not None:
-                raise DataError("Weights for an iterable of batches come in it, as (x, t, w), not in sample_weight=.")
-            source = Batches(x)
-        else:
-            source = open_rows(self.model, self.loss, x, t, sample_weight)
+        source = open_source(self.model, self.loss, x, t, sample_weight)
+        if isinstance(source, Rows):
             checks.check_fit(self.model, source.n, batch_size)
             self._rows = source
         held_out = None if validation is None else open_validation(self.model, self.loss, validation)
@@ -214,7 +229,7 @@ class Trainer:
         self.epochs_planned = self.epoch + checks.whole_number("epochs", epochs, 0)
         engine = self._run_engine()
         if isinstance(source, Rows):
-            engine.prepare(*next(source.chunks(1)))
+            engine.prepare(*next(source.chunks(1)), rows=min(batch_size, source.n))
         for observer in observers:
             observer.on_fit_begin(self)
         try:
@@ -268,7 +283,7 @@ class Trainer:
         if not losses:
             raise DataError("The iterable of batches gave none; there is nothing to learn from.")
         if isinstance(source, Rows):
-            losses.append(self._loss_now(source, batch_size))
+            losses.append(loss_now(self._run_engine(), source, batch_size, self.backend))
         values = self.backend.to_host(self.model.xp.concat(losses)).astype(np.float64)
         self._check_losses(values, done, first_step, start)
         values = values[:done]
@@ -314,10 +329,6 @@ class Trainer:
             self._advanced(1)
             yield self.model.xp.reshape(loss, (1,)), rows.batch_weights(np.arange(rows.n), rows.n)
 
-    def _loss_now(self, rows: Rows, count: int) -> Array:
-        """The loss (1,) of a few rows with the newest weights, which the last step may have ruined after its loss."""
-        return self._run_engine().sums(*next(rows.chunks(min(count, EVALUATION_ROWS))))[:1]
-
     def _check_losses(self, values: np.ndarray, done: int, first_step: int, start: Tree) -> None:
         bad = np.flatnonzero(~np.isfinite(values))
         if not bad.size:
@@ -336,26 +347,14 @@ class Trainer:
         return self._evaluate(open_rows(self.model, self.loss, x, t, sample_weight))
 
     def _evaluate(self, rows: Rows) -> dict[str, float]:
-        engine = self._run_engine()
-        parts = [engine.sums(x, t, w) for x, t, w in rows.chunks(EVALUATION_ROWS)]
-        sums = self.backend.to_host(self.model.xp.stack(parts)).astype(np.float64)  # (chunks, 2 + S)
-        loss, weight = sums[:, :2].sum(axis=0)
-        results = {"loss": float(loss / weight) if weight else 0.0}
-        at, targets = 2, rows.t.shape[1] if rows.t.ndim > 1 else 1
-        for metric in self.metrics:
-            size = metric.size(targets)
-            results[metric.name] = metric.value(sums[:, at : at + size])
-            at += size
-        return results
+        return evaluated(self._run_engine(), rows, self.metrics, self.backend)
 
     @on_device
     def gradient_norm(self) -> float:
         """Norm of the gradient of the mean loss over the rows of the fit at hand (callbacks call it). Waits."""
         if self._rows is None:
             raise ValueError("gradient_norm() is for callbacks of a fit on arrays; there is no such fit at hand.")
-        weights = self._rows.batch_weights(np.arange(self._rows.n), EVALUATION_ROWS)
-        chunks = zip(self._rows.chunks(EVALUATION_ROWS), weights / weights.sum(), strict=True)
-        return float(self.backend.to_host(self._engine.gradient_norm(chunks, self._scalars.single(self.steps))))
+        return gradient_norm(self._engine, self._rows, self._scalars, self.steps, self.backend)
 
     # --- keeping --------------------------------------------------------------------------------------------------
 
@@ -388,13 +387,14 @@ class Trainer:
         *,
         backend: str | Backend = "auto",
         engine: str | None = None,
+        precision: str | None = None,
         custom: Mapping[str, type] | None = None,
     ) -> Self:
         """The trainer in a file that `save` wrote. Training goes on bit for bit as if it had never stopped.
 
-        engine    another engine than the one of the file
-        custom    your own classes of layers, losses, optimisers, schedules by name
+        engine, precision    others than those of the file
+        custom               your own classes of layers, losses, optimisers, schedules by name
         """
-        loaded: Self = checkpoint.load(cls, path, backend, engine, custom or {})
+        loaded: Self = checkpoint.load(cls, path, backend, engine, precision, custom or {})
         loaded._run_engine()  # so that the model predicts as it did when it was saved
         return loaded

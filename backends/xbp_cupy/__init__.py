@@ -25,7 +25,7 @@ from .graph.cuda import Cuda
 from .graph.runner import GraphFunction, GraphRunner
 from .libraries import load
 
-__all__ = ["CupyBackend", "backend"]
+__all__ = ["Cuda", "CupyBackend", "GraphFunction", "GraphRunner", "backend", "load"]
 
 INSTALL = "pip install 'xbp[cuda12]' or pip install 'xbp[cuda13]', whichever CUDA the driver supports"
 CREATION = ("arange", "asarray", "empty", "eye", "full", "linspace", "ones", "zeros")  # most ignore their device=

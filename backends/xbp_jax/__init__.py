@@ -20,9 +20,9 @@ from xbp.program import Program
 from xbp.runner import Runner
 from xbp.typing import Array, DType, Namespace
 
-from .jit import JitRunner, function
+from .jit import JitRunner, function, interpreter
 
-__all__ = ["JaxBackend", "JitRunner", "backend", "function"]
+__all__ = ["JaxBackend", "JitRunner", "backend", "function", "interpreter"]
 
 INSTALL = "pip install 'xbp[jax]'"
 ENABLE = 'jax.config.update("jax_enable_x64", True)'
@@ -32,6 +32,7 @@ class JaxBackend(Backend):
     """JAX arrays on one device."""
 
     engines: ClassVar[tuple[str, ...]] = ("jit", "eager")
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "mixed-bfloat16", "mixed-float16")
 
     def __init__(self, jax: Any, device: Any) -> None:
         super().__init__("jax", _namespace(jax, device.platform), device=device, version=jax.__version__)
@@ -76,6 +77,9 @@ class JaxBackend(Backend):
         if engine != "jit":
             raise self._without(engine)
         return function(program, self._jax, self.xp)
+
+    def interpreted(self, program: Program) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        return interpreter(program, self._jax, self.xp, self.device)
 
 
 def _as_int32(a: np.ndarray) -> np.ndarray:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
 from xbp.program import Interpreter, Program
 from xbp.recording import flat, nested
-from xbp.typing import Array, Inputs, Namespace, Scalar, Tree
+from xbp.typing import Array, Device, Inputs, Namespace, Scalar, Tree
 
-__all__ = ["JitRunner", "function"]
+__all__ = ["JitRunner", "function", "interpreter"]
 
 SCALARS = "scalars."
+HALF = ("float16", "bfloat16")
 SHARED = 64  # compiled functions that are kept for whoever asks for the same ones
 GROWTH = 8  # of the room in the loop's tables: at most this many times what a call needs
 
@@ -26,7 +28,10 @@ GROWTH = 8  # of the room in the loop's tables: at most this many times what a c
 def function(program: Program, jax: Any, xp: Namespace) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     """The program as a compiled pure function of its inputs by name."""
     names = tuple(program.inputs)
-    compiled = _shared(("function", program.hash, _x64(jax), id(xp)), lambda: jax.jit(_traced(program, jax, xp)))
+    compiled = _shared(
+        ("function", program.hash, _x64(jax), id(xp)),
+        lambda: jax.jit(_traced(program, jax, xp), **_options(program, jax)),
+    )
 
     def call(inputs: Mapping[str, Array]) -> dict[str, Array]:
         out: dict[str, Array] = compiled({name: inputs[name] for name in names})
@@ -39,9 +44,27 @@ def _x64(jax: Any) -> bool:
     return bool(jax.config.jax_enable_x64)
 
 
+def interpreter(program: Program, jax: Any, xp: Namespace, device: Device = None) -> Interpreter:
+    """The program on JAX's arrays: without x64 an int64 is JAX's int32; products may add up wider numbers than theirs.
+
+    Without a device, new arrays lie where the inputs do, as they have to on tracers.
+    """
+
+    def product(a: Any, b: Any, dtype: Any) -> Any:
+        return jax.numpy.matmul(a, b, preferred_element_type=dtype)
+
+    return Interpreter(program, xp, device, jax.dtypes.canonicalize_dtype, product)
+
+
 def _traced(program: Program, jax: Any, xp: Namespace) -> Callable[..., Any]:
-    """The program on tracers: new arrays lie where the inputs do, and without x64 an int64 is JAX's int32."""
-    return Interpreter(program, xp, dtype=jax.dtypes.canonicalize_dtype).__call__
+    return interpreter(program, jax, xp).__call__
+
+
+def _options(program: Program, jax: Any) -> dict[str, Any]:
+    """For `jit`: that numbers which are rounded and widened again are not left as they were, as XLA is free to do."""
+    rounds = any([op.result.dtype.name in HALF for op in program.operations])
+    known = "compiler_options" in signature(jax.jit).parameters  # of newer versions
+    return {"compiler_options": {"xla_allow_excess_precision": False}} if rounds and known else {}
 
 
 _compiled: dict[Any, Any] = {}
@@ -92,10 +115,11 @@ class JitRunner:
             return tuple([out[name] for name in updates]), out["loss"]
 
         fixed = () if self._any_count else ("steps",)
+        options = _options(program, jax)
         dtype = jax.dtypes.canonicalize_dtype(program.outputs["loss"].dtype.name)
         return (
-            jax.jit(step, donate_argnums=0),
-            jax.jit(_looped(step, dtype, jax), donate_argnums=0, static_argnames=fixed),
+            jax.jit(step, donate_argnums=0, **options),
+            jax.jit(_looped(step, dtype, jax), donate_argnums=0, static_argnames=fixed, **options),
             jax.jit(_with_room(jax), static_argnums=0),
         )
 

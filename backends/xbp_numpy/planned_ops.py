@@ -59,6 +59,9 @@ EXACT = 2**24  # whole numbers up to here are numbers of float32 too
 def check(program: Program, engine: str) -> None:
     """Raises `NotCompiled`, naming the operation, for a program with one that is not here."""
     known = ELEMENTWISE | CONSTANTS | VIEWS | OTHERS | REDUCTIONS
+    for value in (*program.inputs.values(), *[op.result for op in program.operations]):
+        if value.dtype.kind == "real floating" and value.dtype.bits < 32:
+            raise NotCompiled(f"Engine {engine!r} of backend 'numpy' computes with no {value.dtype} (in {value}).")
     for op in program.operations:
         if op.function not in known:
             where = f", from {op.origin}" if op.origin else ""

@@ -17,8 +17,9 @@ from xbp.runner import Runner
 from xbp.typing import Array, DType, Namespace
 
 from .compiled import CompiledRunner, function
+from .precision import products_of
 
-__all__ = ["CompiledRunner", "TorchBackend", "backend", "function"]
+__all__ = ["CompiledRunner", "TorchBackend", "backend", "function", "products_of"]
 
 INSTALL = "pip install 'xbp[torch]'"
 
@@ -31,6 +32,12 @@ class TorchBackend(Backend):
     def __init__(self, torch: Any, compat: Any, device: Any) -> None:
         super().__init__("torch", cast(Namespace, compat), device=device, version=torch.__version__)
         self._torch = torch
+
+    @property
+    def precisions(self) -> tuple[str, ...]:  # type: ignore[override]  # of this device
+        """All; but only NVIDIA's GPUs have products in TF32."""
+        mixed = ("mixed-bfloat16", "mixed-float16")
+        return ("float32", "tf32", *mixed) if self.device.type == "cuda" else ("float32", *mixed)
 
     def dtype(self, name: str) -> DType:
         if name == "float64" and self.device.type == "mps":
@@ -77,6 +84,15 @@ class TorchBackend(Backend):
         if engine != "compile":
             raise self._without(engine)
         return function(program, self._torch, self.device)
+
+    def interpreted(self, program: Program) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        compute, products = super().interpreted(program), products_of(program, self._torch)
+
+        def function(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            with products():
+                return compute(inputs)
+
+        return function
 
 
 def backend(device: str | None = None) -> TorchBackend:

@@ -20,10 +20,13 @@ from xbp.recording import SECTIONS, flat, nested
 from xbp.typing import Array, Inputs, Scalar, Tree
 
 from .graphs import graph
+from .precision import products_of
 
 __all__ = ["Compiled", "CompiledRunner", "compiled", "find_compiler", "function"]
 
 SCALARS = "scalars."
+HALF = ("float16", "bfloat16")
+EXACT = "emulate_precision_casts"
 SHARED = 64  # compiled programs that are kept for whoever asks for the same ones
 SIZES = 4  # batch sizes that get code of their own: in an epoch the usual one and the rest, and as many in validation
 
@@ -54,6 +57,8 @@ class Compiled:
         find_compiler(device)
         self._torch = torch
         self._program, self._inputs, self._written, self._device = program, inputs, written, device
+        self._products = products_of(program, torch)
+        self._rounds = any([op.result.dtype.name in HALF for op in program.operations])
         self._graph(None)  # an operation that is not known is found now
         self._axes = [
             (i, axis, n.times)
@@ -73,22 +78,27 @@ class Compiled:
         rows = arrays[i].shape[axis] // times if times else 0
         code = self._own.get(rows)
         if code is None:
-            code = self._compiled(rows, arrays)
-        return code(*arrays)
+            with self._products():
+                code = self._compiled(rows, arrays)
+        with self._products():
+            return code(*arrays)
 
     def _compiled(self, rows: int, arrays: list[Any]) -> Callable[..., Any]:
         with self._torch.no_grad():
             try:
+                with warnings.catch_warnings():
+                    # What PyTorch's own modules do while they are loaded is not our users' business.
+                    warnings.filterwarnings("ignore", ".*torch.jit.script_method", DeprecationWarning)
+                    inductor = import_module("torch._inductor")
+                    import_module("torch._inductor.compile_fx")
+                # Of newer versions: without it, numbers that are rounded and widened again may stay what they were.
+                exact = self._rounds and hasattr(inductor.config, EXACT)
+                options = {EXACT: True} if exact else None
                 if len(self._own) < SIZES:
-                    with warnings.catch_warnings():
-                        # What PyTorch's own modules do while they are loaded is not our users' business.
-                        warnings.filterwarnings("ignore", ".*torch.jit.script_method", DeprecationWarning)
-                        inductor = import_module("torch._inductor")
-                        import_module("torch._inductor.compile_fx")
-                    self._own[rows] = inductor.compile(self._graph(rows), arrays)
+                    self._own[rows] = inductor.compile(self._graph(rows), arrays, options=options)
                     return self._own[rows]
                 if self._shared is None:
-                    self._shared = self._torch.compile(self._graph(None).forward, fullgraph=True)
+                    self._shared = self._torch.compile(self._graph(None).forward, fullgraph=True, options=options)
                 for i, axis, _ in self._axes:
                     self._torch._dynamo.maybe_mark_dynamic(arrays[i], axis)
             except Exception as error:  # of many kinds, from compilers and from what calls them

@@ -17,7 +17,7 @@ from xbp.program.shapes import reduced_axes
 
 __all__ = ["graph"]
 
-SAME = frozenset({"abs", "exp", "expm1", "isfinite", "log", "log1p", "sign", "sqrt", "tanh", "where", "matmul"})
+SAME = frozenset({"abs", "exp", "expm1", "isfinite", "log", "log1p", "sign", "sqrt", "tanh", "where"})
 LIKE = frozenset({"ones_like", "zeros_like"})
 REDUCTIONS = {"all": "all", "max": "amax", "mean": "mean", "min": "amin", "sum": "sum"}
 BOUNDS = {"maximum": "clamp_min", "minimum": "clamp_max"}  # by a Python number
@@ -81,12 +81,19 @@ class _Lowering:
     def _call(self, name: str, *args: Any, **options: Any) -> Any:
         return self._graph.call_function(getattr(self._torch, name), args, options)
 
+    def _cast(self, x: Any, dtype: Any) -> Any:
+        return self._graph.call_method("to", (x, dtype))
+
     def _lowered(self, op: Operation) -> Any:
         name, options = op.function, op.options
         operands = [self._nodes[a] if isinstance(a, Value) else a for a in op.arguments]
         dtype = getattr(self._torch, op.result.dtype.name)
         if name in OPERATORS:
             return self._graph.call_function(OPERATORS[name], tuple(operands))
+        if name == "matmul":
+            # Of half the width: each product of two numbers is exact in the result's dtype, in which they add up.
+            narrow = any([v.dtype.bits < op.result.dtype.bits for v in op.operands])
+            return self._call(name, *([self._cast(a, dtype) for a in operands] if narrow else operands))
         if name in SAME:
             return self._call(name, *operands)
         if name in LIKE:
@@ -109,7 +116,7 @@ class _Lowering:
         if name == "take":
             return self._call("index_select", operands[0], options["axis"], operands[1])
         if name == "astype":
-            return self._graph.call_method("to", (operands[0], dtype))
+            return self._cast(operands[0], dtype)
         if name == "asarray":
             made = {"dtype": dtype, "device": self._device}
             return operands[0] if operands else self._call("tensor", options["value"], **made)
@@ -128,7 +135,7 @@ class _Lowering:
     def _reduced(self, op: Operation, x: Any, dtype: Any) -> Any:
         axes = tuple(sorted(reduced_axes(op.operands[0].shape, op.options["axis"])))
         if not axes:
-            return self._graph.call_method("to", (x, dtype))  # to PyTorch, no axes are all
+            return self._cast(x, dtype)  # to PyTorch, no axes are all
         options = {"dtype": dtype} if op.function == "sum" else {}
         return self._call(REDUCTIONS[op.function], x, axes, keepdim=op.options.get("keepdims", False), **options)
 

@@ -39,19 +39,30 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "not_equal": operator.ne,
 }
 Dtypes = Callable[[str], DType]
+Products = Callable[[Any, Any, DType], Any]
 Function = Callable[[list[Any], int], Any]  # of the operands and the batch size
 
 
 class Interpreter:
     """A program as a function of named arrays.
 
-    xp        the namespace to compute with
-    device    where new arrays are made
-    dtype     the library's dtype of a name; None asks the namespace
+    xp          the namespace to compute with
+    device      where new arrays are made
+    dtype       the library's dtype of a name; None asks the namespace
+    products    (a, b, dtype) -> the product of arrays of half the width, added up in `dtype`; None widens them first,
+                which every library can: each product of two numbers is exact in float32
     """
 
-    def __init__(self, program: Program, xp: Namespace, device: Device = None, dtype: Dtypes | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        xp: Namespace,
+        device: Device = None,
+        dtype: Dtypes | None = None,
+        products: Products | None = None,
+    ) -> None:
         self.program = program
+        self._products: Products = products or self._widened_product
         self._xp = xp
         self._device = device
         self._dtype: Dtypes = dtype or (lambda name: getattr(xp, name))
@@ -94,9 +105,16 @@ class Interpreter:
         if name == "full":
             shape, value = options["shape"], options["value"]
             return lambda operands, n: call(bound(shape, n), bound((value,), n)[0], dtype=dtype, device=device)
+        if name == "matmul":
+            narrow = any([v.dtype.bits < operation.result.dtype.bits for v in operation.operands])
+            product = self._products
+            return (lambda operands, n: product(operands[0], operands[1], dtype)) if narrow else _spread(call)
         if "dtype" in options:
             options["dtype"] = dtype
         return _spread(call, options)
+
+    def _widened_product(self, a: Any, b: Any, dtype: DType) -> Any:
+        return self._xp.matmul(self._xp.astype(a, dtype), self._xp.astype(b, dtype))
 
 
 def _spread(function: Callable[..., Any], options: Mapping[str, Any] | None = None) -> Function:

@@ -15,7 +15,7 @@ from typing import Any
 from . import shapes
 from .program import Operation, Program
 from .shapes import Dim
-from .values import Value
+from .values import RecordedDType, Value
 
 __all__ = ["optimised", "renumbered", "simplified", "without_copies", "without_dead"]
 
@@ -84,6 +84,8 @@ def _simplify(op: Operation, made: Mapping[Value, Operation]) -> Operation | Val
         return first
     if name == "asarray" or (name == "astype" and first.dtype == op.result.dtype):
         return first
+    if name == "astype" and (inner := made.get(first)) and _widens(inner, op.result.dtype):
+        return inner.operands[0]
     if name == "matrix_transpose" and (inner := made.get(first)) and inner.function == "matrix_transpose":
         return inner.operands[0]
     if name in NEUTRAL and op.arguments[1] == NEUTRAL[name] and not isinstance(op.arguments[1], Value):
@@ -91,6 +93,12 @@ def _simplify(op: Operation, made: Mapping[Value, Operation]) -> Operation | Val
     if name == "add" and op.arguments[1:] == (0,) and op.result.dtype.kind == "integral":
         return first
     return op
+
+
+def _widens(op: Operation, back: RecordedDType) -> bool:
+    """Whether the operation turns `back` into a wider dtype of its kind, which then casts back to the same numbers."""
+    wide = op.result.dtype
+    return op.function == "astype" and op.operands[0].dtype == back and wide.kind == back.kind and wide.bits > back.bits
 
 
 def _same(a: shapes.Shape, b: shapes.Shape) -> bool:

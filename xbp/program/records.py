@@ -41,7 +41,7 @@ DEVICE = RecordingDevice()
 
 
 def promoted(dtypes: Sequence[RecordedDType]) -> RecordedDType:
-    """The wider one of a kind; kinds do not mix."""
+    """The wider one of a kind; kinds do not mix, nor do two of one width."""
     first = dtypes[0]
     if all([d is first for d in dtypes]):
         return first
@@ -50,7 +50,10 @@ def promoted(dtypes: Sequence[RecordedDType]) -> RecordedDType:
             f"Arrays of {' and '.join(d.name for d in dtypes)} do not mix: the standard promotes within a kind only. "
             "Cast with xp.astype, or choose with xp.where."
         )
-    return max(dtypes, key=lambda d: d.bits)
+    wide = max(dtypes, key=lambda d: d.bits)
+    if any([d.bits == wide.bits and d is not wide for d in dtypes]):
+        raise DTypeError(f"Arrays of {' and '.join(d.name for d in dtypes)} do not mix: neither holds the other's.")
+    return wide
 
 
 def as_scalar(value: Any, dtype: RecordedDType) -> float:

@@ -25,6 +25,8 @@ DTYPES = {
         RecordedDType("bool", "bool", 1),
         RecordedDType("int32", "integral", 32),
         RecordedDType("int64", "integral", 64),
+        RecordedDType("float16", "real floating", 16),  # these two come from the pass for mixed precision
+        RecordedDType("bfloat16", "real floating", 16),
         RecordedDType("float32", "real floating", 32),
         RecordedDType("float64", "real floating", 64),
     )

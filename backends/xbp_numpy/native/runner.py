@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from xbp.backend import Backend
+from xbp.errors import NotCompiled
 from xbp.program import Program, Value, bound
 from xbp.recording import inputs_of, nested
 from xbp.typing import Array, Inputs, Scalar, Tree
@@ -23,6 +24,7 @@ from . import threads
 from .blas import numpy_blas
 from .compiler import Code, compiled, features
 from .module import Module
+from .scalars import REGISTER
 from .tiles import registers
 
 __all__ = ["NativeFunction", "NativeRunner"]
@@ -39,10 +41,18 @@ def _memory(size: int) -> np.ndarray:
     return raw[start : start + size]
 
 
+def _check(program: Program) -> None:
+    """Raises `NotCompiled` for a dtype that the code knows nothing of."""
+    for value in (*program.inputs.values(), *[op.result for op in program.operations]):
+        if value.dtype.name not in REGISTER:
+            raise NotCompiled(f"Engine 'numba' of backend 'numpy' computes with no {value.dtype} (in {value}).")
+
+
 class _Native:
     """The machine code of a program, and how to call it."""
 
     def __init__(self, program: Program, *, in_place: bool) -> None:
+        _check(program)
         blas = numpy_blas()
         self.module = Module(program, blas.integer if blas else "", registers(features()), in_place)
         self._code: Code = compiled(self.module.text)
