@@ -15,7 +15,7 @@ from xbp.program.places import BYTES
 from xbp.program.views import Linear, size_of
 
 from .bodies import MOST_BLOCKS, THREADS, term
-from .expressions import MEMORY
+from .expressions import MEMORY, REGISTER
 
 __all__ = ["FIXED", "HEADER", "Written", "begin", "end", "late", "point"]
 
@@ -46,9 +46,15 @@ class Written:
         return f"static __device__ void {self.name}({head}) {{\n{self.code}\n}}\n"
 
 
-def begin(batch: Mapping[str, Value], scalars: Mapping[str, Value]) -> list[Written]:
-    """One body for each input of the batch, and one for all scalars. Their sources follow in the header, in order."""
-    bodies = [_rows(name, v, FIXED + k) for k, (name, v) in enumerate(batch.items())]
+def begin(batch: Mapping[str, Value], came: Mapping[str, str], scalars: Mapping[str, Value]) -> list[Written]:
+    """One body for each input of the batch, and one for all scalars. Their sources follow in the header, in order.
+
+    came    the dtypes of inputs that come in another one, and are narrowed on the way
+    """
+    bodies = [
+        _narrowed_rows(name, v, FIXED + k, came[name]) if name in came else _rows(name, v, FIXED + k)
+        for k, (name, v) in enumerate(batch.items())
+    ]
     if not scalars:
         return bodies
     lines = ["    (void)blocks; (void)n;", "    if (block != 0 || threadIdx.x != 0) return;"]
@@ -78,6 +84,30 @@ def _rows(name: str, value: Value, slot: int) -> Written:
         const long long row = chosen ? (long long)chosen[{HEADER}[0] * n + i] : (long long)i;
         to[e] = from[row * {words} + j];
     }}"""
+    return _into_place(name, value, slot, words, code)
+
+
+def _narrowed_rows(name: str, value: Value, slot: int, came: str) -> Written:
+    """The rows of the step, each entry in the dtype that the step has it in; four at a time where that fits."""
+    width = size_of(value.shape[1:])
+    assert width is not None  # as above
+    pack = 4 if width.constant % 4 == 0 else 1
+    words, source, target = width.constant // pack, MEMORY[came], MEMORY[value.dtype.name]
+    code = f"""    const int *const chosen = (const int *){HEADER}[1];
+    const {source} *const from = (const {source} *){HEADER}[{slot}];
+    const index_t first = (index_t)block * THREADS + threadIdx.x, step = (index_t)blocks * THREADS;
+    for (index_t e = first; e < n * {words}; e += step) {{
+        const index_t i = e / {words}, j = e % {words};
+        const long long row = chosen ? (long long)chosen[{HEADER}[0] * n + i] : (long long)i;
+        const Pack<{source}, {pack}> in = load_pack<{pack}>(&from[(row * {words} + j) * {pack}]);
+        Pack<{target}, {pack}> out;
+        for (int u = 0; u < {pack}; ++u) store(&out.at[u], ({REGISTER[value.dtype.name]})loaded(in.at[u]));
+        store_pack<{pack}>(&p0[e * {pack}], out);
+    }}"""
+    return _into_place(name, value, slot, words, code)
+
+
+def _into_place(name: str, value: Value, slot: int, words: int, code: str) -> Written:
     declared = [f"const long long *__restrict__ {HEADER}", f"{MEMORY[value.dtype.name]} *__restrict__ p0"]
     function = "rows_" + "".join(c if c.isalnum() else "_" for c in name) + f"_{slot}"
     return Written(function, {HEADER: HEADER, name: "p0"}, declared, Linear(0, words), code)

@@ -16,6 +16,7 @@ from xbp.program.shapes import same
 from xbp.program.views import Linear, linear
 
 from .expressions import ANSWERS, MEMORY, REGISTER, converted, number, scalar
+from .grouping import direction
 
 __all__ = ["MOST_BLOCKS", "ONE", "THREADS", "ZERO", "Body", "Scratch", "index", "joined", "term"]
 
@@ -203,7 +204,7 @@ class Body:
 
     def _keep(self, value: Value, guard: str = "") -> None:
         """Store the entry at (i, j). A value with one entry a row is stored in column 0 alone."""
-        columns = space(value.shape)[1]
+        columns = self._space(value)[1]
         pointer = self._pointer(self.places[value], MEMORY[value.dtype.name], written=True)
         row, column = self._steps(value)
         at = index(ZERO, (self._i, row), (self._j, column))
@@ -213,9 +214,19 @@ class Body:
         condition = f"if ({' && '.join(conditions)}) " if conditions else ""
         self._do(f"{condition}store(&{pointer}[{at}], {self.value(value)});")
 
+    def _space(self, value: Value) -> tuple[int, int]:
+        """The rows and columns of a value as the loop sees them: what a line was reduced to is one entry of that line,
+        whatever its shape has become.
+        """
+        op = self._made.get(value)
+        if op is not None and op.function in REDUCTIONS and (lines := direction(op)):
+            rows, columns = space(op.operands[0].shape)
+            return (rows, 1) if lines == "row" else (1, columns)
+        return space(value.shape)
+
     def _steps(self, value: Value) -> tuple[Linear, Linear]:
         """How far it is in a value's own memory from one row to the next, and from one column to the next."""
-        rows, columns = space(value.shape)
+        rows, columns = self._space(value)
         row = self.fused.layouts[value].strides[0] if value.ndim == 2 else linear(columns)
         return ZERO if same(rows, 1) else row, ZERO if same(columns, 1) else ONE
 

@@ -85,7 +85,8 @@ class Cuda:
         return array
 
     def copy(self, source: Array, target: Array) -> None:
-        self._cupy.copyto(target, source)
+        given: Any = source
+        self._cupy.copyto(target, given.astype(target.dtype, copy=False))
 
     def contiguous(self, array: Any, dtype: str) -> Array:
         packed = array.astype(_dtype(dtype), order="C", copy=False)

@@ -12,6 +12,8 @@ from dataclasses import replace
 
 from xbp.program import DTYPES, Operation, Program, Value
 
+from .halves import narrow_of
+
 __all__ = ["BIAS_GRADIENT", "MASK", "PRODUCT", "with_epilogues"]
 
 # Operations that this pass makes. What a product leaves beside its result is an operation on the result.
@@ -36,6 +38,7 @@ class _Requests:
         for op in program.operations:
             for v in dict.fromkeys(op.operands):
                 self._readers.setdefault(v, []).append(op)
+        self._narrow = narrow_of(program)
         self._outputs = set(program.outputs.values())
         self._instead: dict[Value, list[Operation]] = {}  # by the result of the operation whose line they take
         self._gone: set[Value] = set()
@@ -116,9 +119,10 @@ class _Requests:
         if bias.dtype == result.dtype:
             return bias
         made = self._made.get(bias)
-        if made is not None and made.function == "astype" and made.operands[0].dtype == result.dtype:
-            return made.operands[0]
-        return None
+        narrow = self._narrow.get(bias)
+        if made is not None and made.function == "astype":
+            narrow = made.operands[0]
+        return narrow if narrow is not None and narrow.dtype == result.dtype else None
 
     def _mask(self, h: Value) -> Operation | None:
         """The mask of a ReLU's result, if the way back asks for it."""

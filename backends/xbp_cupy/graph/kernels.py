@@ -143,7 +143,7 @@ class EntryBody(_Reducing):
                 yield value, ZERO, *self._steps(value)
 
     def _whole(self, value: Value) -> bool:
-        rows, columns = space(value.shape)
+        rows, columns = self._space(value)
         return same(rows, self.group.rows) and same(columns, self.group.columns)
 
     def _is_plain(self) -> bool:
@@ -262,7 +262,7 @@ class LineBody(_Reducing):
 
     def _wide(self, value: Value) -> bool:
         """Whether there is a value for every entry of a line, and not one for the whole line."""
-        rows, columns = space(value.shape)
+        rows, columns = self._space(value)
         return not same(columns if self._rowwise else rows, 1)
 
     def _found_levels(self) -> dict[Value, int]:
@@ -373,7 +373,7 @@ class LineBody(_Reducing):
             super()._keep(value, guard)
             return
         pointer = self._pointer(self.places[value], MEMORY[value.dtype.name], written=True)
-        at = "i" if not same(space(value.shape)[0], 1) else "0"
+        at = "i" if not same(self._space(value)[0], 1) else "0"
         self._do(f"if ({guard}) store(&{pointer}[{at}], {self.value(value)});")
 
 

@@ -13,18 +13,19 @@ from typing import Any
 
 from xbp.program import Program, Value, bound
 from xbp.program.places import BYTES
-from xbp.recording import inputs_of, nested
+from xbp.recording import flat, inputs_of, nested
 from xbp.typing import Array, Inputs, Scalar, Tree
 
 from . import batches
 from .device import Device, Memory
+from .halves import with_copies, with_narrow_batch
 from .lowering import ALIGNMENT, Launch, Lowered, kernel
 from .plans import Laid, Launches, OneBlock, Plan, Steps, bytes_of, on_border
 
 __all__ = ["GraphFunction", "GraphRunner"]
 
 KEPT = 8  # batch sizes whose graphs are kept
-OWNED = ("params", "buffers", "state")
+OWNED = ("params", "buffers", "state", "copies")
 BATCH = ("x", "t", "w")
 
 
@@ -35,6 +36,8 @@ class GraphRunner:
 
     def __init__(self, program: Program, device: Device) -> None:
         self.program, self._device = program, device
+        program, self._copied = with_copies(program)
+        program, self._came = with_narrow_batch(program)
         inputs = program.inputs
         self._batch = {n: v for n, v in inputs.items() if n.split(".")[0] in BATCH}
         self._scalars = {n: v for n, v in inputs.items() if n.startswith("scalars.")}
@@ -45,7 +48,8 @@ class GraphRunner:
         laid = Laid.out(self._owned)
         self._values = device.memory(laid.size)
         self._places = laid.after(self._values.address)
-        self.tree: Tree = nested({n: self._view(self._values, laid.offsets[n], v) for n, v in self._owned.items()})
+        self._views = {n: self._view(self._values, laid.offsets[n], v) for n, v in self._owned.items()}
+        self.tree: Tree = nested(self._views)
         self._small: list[Memory] = []
         self._arena: Memory | None = None
         self._arena_size = 0
@@ -53,10 +57,10 @@ class GraphRunner:
 
     def _around(self, low: Lowered) -> tuple[list[Launch], str]:
         """The launches with those before and after them: rows and scalars come in, the loss goes out."""
-        launches = [kernel("begin", batches.begin(self._batch, self._scalars)), *low.launches]
+        launches = [kernel("begin", batches.begin(self._batch, self._came, self._scalars)), *low.launches]
         loss = self.program.outputs["loss"]
         end = batches.end(low.places.where("loss"), loss.dtype.name)
-        late = batches.late(low.places.late, self.program.inputs)
+        late = batches.late(low.places.late, low.program.inputs)
         if low.ready("loss"):
             launches[-1] = kernel("last", [end], launches[-1])
         else:
@@ -88,9 +92,10 @@ class GraphRunner:
     # --- the values -----------------------------------------------------------------------------------------------
 
     def load(self, tree: Tree) -> None:
-        for section, arrays in tree.items():
-            for name, a in arrays.items():
-                self._device.copy(a, self.tree[section][name])
+        for name, a in flat(tree).items():
+            self._device.copy(a, self._views[name])
+        for name, source in self._copied.items():
+            self._device.copy(self._views[source], self._views[name])
 
     def read(self) -> Tree:
         return self.tree
@@ -153,7 +158,7 @@ class GraphRunner:
         keeps their memory, should somebody else be given it.
         """
         device = self._device
-        given = [device.contiguous(batch[name], v.dtype.name) for name, v in self._batch.items()]
+        given = [device.contiguous(batch[n], self._came.get(n, v.dtype.name)) for n, v in self._batch.items()]
         given += [
             device.contiguous(scalars[name.removeprefix("scalars.")], v.dtype.name) for name, v in self._scalars.items()
         ]
