@@ -7,8 +7,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from xbp.doctor import Finding
+from xbp.folders import cache_folder
 
-from .native.compiler import cache_folder, compiled
+from .native.compiler import compiled
 
 __all__ = ["findings"]
 

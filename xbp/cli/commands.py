@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..program import PRECISIONS
 from . import evaluate as models
 from . import tables
 from .check import Described
@@ -160,6 +161,9 @@ def train(
     backend: Backend = "auto",
     device: Device = None,
     engine: Annotated[str | None, _option(MACHINE, "NAME", "how steps are run, see xbp backends", "the best")] = None,
+    precision: Annotated[
+        str | None, _option(MACHINE, "NAME", f"of products: {', '.join(PRECISIONS)}", "float32")
+    ] = None,
     out: Annotated[
         Path | None, _option(OUTPUT, "FILE", "the model", "NAME.safetensors, or the file of --resume")
     ] = None,

@@ -57,7 +57,8 @@ def _usage(error: Any, ctx: Any) -> typer.Exit:
 
 def _as_options(message: str) -> str:
     """What Python writes as target=..., the command line calls --target."""
-    message = re.sub(r"\b(target|task|test_fraction|backend|device|engine|dtype|clip_norm)=(\S?)", _option, message)
+    names = "target|task|test_fraction|backend|device|engine|precision|dtype|clip_norm"
+    message = re.sub(rf"\b({names})=(\S?)", _option, message)
     return re.sub(r"\bclip_norm\b", "--clip-norm", message)
 
 

@@ -81,6 +81,7 @@ class Options:
     backend: str = "auto"
     device: str | None = None
     engine: str | None = None
+    precision: str | None = None
     resume: Path | None = None
 
 
@@ -197,6 +198,7 @@ def _trainer(o: Options, recipe: Recipe, data: Dataset, loss: Loss, backend: Bac
         metrics=metrics_for(loss, len(recipe.classes), recipe.target_width),
         clip_norm=o.clip_norm,
         engine=o.engine or "auto",
+        precision=o.precision or "float32",
     )
 
 
@@ -218,7 +220,7 @@ def resume(o: Options, path: Path) -> Session:
     backend = get_backend(o.backend, o.device)
     stored = header.get("trainer", {}).get("engine")
     engine = o.engine or (stored if stored in backend.engines else "auto")
-    trainer = Trainer.load(path, backend=backend, engine=engine)
+    trainer = Trainer.load(path, backend=backend, engine=engine, precision=o.precision)
     _check_schedule(trainer, path, o.lr)
     data = recipe.load(o.source or recipe.source, o.target)
     rest = recipe.epochs - trainer.epoch

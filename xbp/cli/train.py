@@ -17,6 +17,7 @@ import typer
 from ..errors import NonFiniteLoss
 from ..interrupt import Interrupt
 from ..storage import check_writable
+from ..training import Trainer
 from .answers import scores
 from .console import json_line, note, show
 from .display import Display
@@ -76,11 +77,17 @@ def _introduce(session: Session, path: Path) -> None:
         f"test; {session.x.shape[1]:,} columns, {what}"
     )
     note(f"network: {describe_network(trainer)}; {trainer.loss}, {type(trainer.optimizer).__name__}")
-    note(f"backend: {model.backend.name} on {model.backend.device}, engine {trainer.engine}, {model.dtype}")
+    note(f"backend: {model.backend.name} on {model.backend.device}, engine {trainer.engine}, {_numbers(trainer)}")
     if trainer.epoch:
         note(f"going on after epoch {trainer.epoch}")
     if path.exists() and not trainer.epoch:
         note(f"{path} will be replaced")
+
+
+def _numbers(trainer: Trainer) -> str:
+    """The dtype of the arrays, and the precision of products where it is another one."""
+    dtype = trainer.model.dtype
+    return dtype if trainer.precision == "float32" else f"{dtype} with products in {trainer.precision}"
 
 
 class _Training:
@@ -163,6 +170,7 @@ class _Training:
             "device": str(model.backend.device),
             "engine": trainer.engine,
             "dtype": model.dtype,
+            "precision": trainer.precision,
             "samples_per_second": round(self._rate(), 1),
             "model": str(self.path),
             "plot": None if self.output.plot is None else str(self.output.plot),

@@ -205,7 +205,7 @@ class Grouping:
         self.memory = self._in_memory()
 
     def strides(self, value: Value) -> tuple[Linear, ...] | None:
-        """How the entries of a value that is no view lie in its memory; None where that grows with the batch squared."""
+        """How the entries of a value that is no view lie in its memory; None where that grows with N squared."""
         return contiguous(value.shape)
 
     def _own(self, value: Value) -> None:

@@ -159,7 +159,7 @@ class Body:
         if op.function in FREE:
             return self._anew(op.result, True, True)
         if op.function in REDUCTIONS:  # of one entry
-            return "0" if op.function == "argmax" else self._operand(op, 0, op.result.dtype)
+            return number(0, op.result.dtype) if op.function == "argmax" else self._operand(op, 0, op.result.dtype)
         if op.function == "astype":
             (source,) = op.operands
             read = self._read(self.fused.access(source, op.result.shape))

@@ -18,10 +18,16 @@ from xbp.program.views import Linear, constant
 
 from .epilogues import BIAS_GRADIENT, MASK, PRODUCT
 
-__all__ = ["KernelGrouping", "across", "direction", "launches"]
+__all__ = ["MOST_POINTERS", "KernelGrouping", "across", "direction", "launches", "pointers"]
 
 BORDER = 16  # bytes
+MOST_POINTERS = 480  # of one kernel: its parameters may take 4 KB
 VIEWS = frozenset({"broadcast_to", "getitem", "matrix_transpose", "reshape"})
+
+
+def pointers(operations: Iterable[Operation]) -> int:
+    """At most how many places in memory a body of these operations knows."""
+    return 4 + sum(2 + len(op.operands) for op in operations)
 
 
 def across(op: Operation) -> bool:
@@ -68,7 +74,7 @@ class KernelGrouping(Grouping):
 
     def fits(self, op: Operation, reads: list[Access], walk: tuple[int, int], number: int) -> bool:
         group = self.fused.groups[number]
-        if group.kind != "loop":
+        if group.kind != "loop" or pointers([*group.operations, op]) > MOST_POINTERS:
             return False
         wanted, there = direction(op), self._directions(group)
         once = same(walk[0], 1) and not same(group.rows, 1)  # one entry a column, in a walk over many rows

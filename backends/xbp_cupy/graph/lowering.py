@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xbp.program import Program
-from xbp.program.fusion import fused
+from xbp.program.fusion import REDUCTIONS, Group, fused, leaves
 from xbp.program.places import Places
 
 from .batches import Written
@@ -19,7 +19,7 @@ from .bodies import Body, Scratch, joined
 from .copies import CopyBody
 from .dots import ProductBody
 from .epilogues import with_epilogues
-from .grouping import KernelGrouping, launches
+from .grouping import MOST_POINTERS, KernelGrouping, across, launches, pointers
 from .kernels import body
 from .products import Multiplication, multiplication, request_of
 
@@ -27,7 +27,6 @@ __all__ = ["ALIGNMENT", "ONE_BLOCK", "Launch", "Lowered", "in_one_block", "kerne
 
 ALIGNMENT = 256  # bytes: what CUDA's own allocations have, and more than the widest load needs
 ONE_BLOCK = "steps_in_one_block"
-MOST_POINTERS = 480  # of one kernel: its parameters may take 4 KB
 MAKERS: dict[str, Callable[..., Body]] = {"loop": body, "product": ProductBody, "other": CopyBody}
 PRELUDE = Path(__file__).with_name("prelude.cuh")
 
@@ -98,13 +97,22 @@ class Lowered:
         parts: list[list[int]] = [[]]
         count = 0
         for number in numbers:
-            size = 4 + sum(2 + len(op.operands) for op in self.fused.groups[number].operations)
+            size = self._pointers(self.fused.groups[number])
             if parts[-1] and count + size > MOST_POINTERS:
                 parts.append([])
                 count = 0
             parts[-1].append(number)
             count += size
         return parts
+
+    def _pointers(self, group: Group) -> int:
+        """How many places in memory a group knows, counting two for each reduction over everything."""
+        if group.kind != "loop":
+            return pointers(group.operations)
+        made = {op.result for op in group.operations}
+        read = {a.root for op in group.operations for a in leaves(self.fused, op)} - made
+        totals = sum(op.function in REDUCTIONS and across(op) for op in group.operations)
+        return len(read) + len(made & self.fused.stored.keys()) + 2 * totals
 
     def _launch(self, numbers: list[int], moment: int) -> Launch:
         groups = [self.fused.groups[number] for number in numbers]

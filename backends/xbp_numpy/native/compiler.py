@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
-import sys
 import tempfile
 import threading
 import time
@@ -22,8 +20,9 @@ from typing import Any
 
 from xbp.backend import load_library
 from xbp.errors import NotCompiled
+from xbp.folders import cache_folder, private
 
-__all__ = ["Code", "cache_folder", "compiled", "features"]
+__all__ = ["Code", "compiled", "features"]
 
 MOST_FILES = 500  # of the cache; some ten kilobytes each
 _lock = threading.Lock()  # LLVM's context and the engine are not made for two threads at once
@@ -59,32 +58,6 @@ def _machine() -> Any:
 def features() -> str:
     """What this processor can do, as LLVM lists it: "+avx2,-avx512f,..."."""
     return str(_llvm().get_host_cpu_features().flatten())
-
-
-def cache_folder() -> Path | None:
-    """The folder for compiled code, of this user alone; None where there can be none, or XBP_CACHE_DIR is empty."""
-    chosen = os.environ.get("XBP_CACHE_DIR")
-    if chosen == "":
-        return None
-    if chosen is not None:
-        folder = Path(chosen).expanduser()
-    elif sys.platform == "win32":
-        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "xbp" / "cache"
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xbp"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder if _private(folder) else None
-    except (OSError, RuntimeError):  # no home, or nothing can be written there
-        return None
-
-
-def _private(path: Path) -> bool:
-    """Whether nobody else can have put code there. Windows' profiles are private by themselves."""
-    if not hasattr(os, "getuid"):
-        return True
-    status = path.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def compiled(text: str) -> Code:
@@ -130,7 +103,7 @@ def _made(text: str, machine: Any) -> bytes:
 def _read(path: Path) -> bytes | None:
     """The code in a file of the cache; None where it is not there, not ours, or not whole."""
     try:
-        if not _private(path):
+        if not private(path):
             return None
         content = path.read_bytes()
     except OSError:
