@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from xbp.errors import NotCompiled
+from xbp.folders import keep, kept
 
 from .libraries import LibraryError, load
 
-__all__ = ["Cubin", "Resources", "compiled", "include_options", "version"]
+__all__ = ["Cubin", "Resources", "compiled", "cubin", "include_options", "version"]
 
 NAME = "kernels.cu"  # what messages call the source
 _INVALID_OPTION, _COMPILATION = 5, 6  # nvrtcResult: failures that are the source's, or the options'
@@ -132,6 +133,16 @@ def compiled(source: str, arch: str = "sm_90", options: Iterable[str] = ()) -> C
     if not kernels:
         raise NotCompiled('The source holds no kernel: nothing in it is extern "C" __global__.')
     return Cubin(code, log, kernels, sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)))
+
+
+def cubin(source: str, arch: str) -> bytes:
+    """The machine code of `compiled`, from the user's cache where it is there."""
+    about = "\n".join(["nvrtc", *map(str, version()), arch, source])
+    code = kept(about, ".cubin")
+    if code is None:
+        code = compiled(source, arch).code
+        keep(about, ".cubin", code)
+    return code
 
 
 def _text(program: Any, what: str) -> bytes:

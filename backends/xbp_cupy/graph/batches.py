@@ -35,6 +35,10 @@ class Written:
     code: str
     scratch: Sequence[object] = field(default_factory=list)
 
+    @property
+    def walks(self) -> str:
+        return "entries"
+
     def blocks(self, n: int) -> int:
         return max(1, min(MOST_BLOCKS, -(-self.work.at(n) // THREADS)))
 

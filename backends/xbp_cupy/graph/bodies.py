@@ -6,6 +6,7 @@ A body is the text of one device function. It computes the entries of its group 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ __all__ = ["MOST_BLOCKS", "ONE", "THREADS", "ZERO", "Body", "Scratch", "index", 
 THREADS = 256  # of every block, as the prelude has it
 MOST_BLOCKS = 1024  # of one body: some for each multiprocessor, and few enough for the last one to add up
 ZERO, ONE = Linear(0), Linear(1)
+LITERAL = re.compile(r"\(?-?[0-9.]+(e[+-]?[0-9]+)?(f|LL)?\)?|true|false")
 
 
 def term(a: Linear) -> str:
@@ -78,6 +80,11 @@ class Body:
         self._names = 0
         self._i, self._j = "i", "j"
 
+    @property
+    def walks(self) -> str:
+        """Along what, in a word."""
+        return "entries"
+
     def blocks(self, n: int) -> int:
         """How many blocks share the work, for batches of n rows."""
         raise NotImplementedError
@@ -104,7 +111,7 @@ class Body:
 
     def _new(self, t: str, expression: str) -> str:
         """A constant for an expression, so that it is computed once; a name or a number stays as it is."""
-        if expression.isidentifier() or expression.strip("()").isdigit():
+        if expression.isidentifier() or LITERAL.fullmatch(expression):
             return expression
         self._names += 1
         name = f"v{self._names}"
@@ -236,4 +243,10 @@ class Body:
 
 
 def joined(lines: Sequence[str], depth: int) -> str:
-    return "\n".join("    " * depth + line for line in lines)
+    """Lines one below the other, indented by their braces."""
+    texts = []
+    for line in lines:
+        depth -= line.startswith("}")
+        texts.append("    " * depth + line)
+        depth += line.endswith("{")
+    return "\n".join(texts)

@@ -18,6 +18,7 @@ from xbp.errors import MemoryExceeded
 from xbp.typing import Array
 
 from ..lt import Algorithm, Declined, Descriptor, Handle, Library, alignment
+from ..nvrtc import cubin
 from ..products import Product
 from ..reference import mask_of, product_of, reference
 from ..tuning import Device as Kind
@@ -32,7 +33,6 @@ CANDIDATES = 16
 BORDER = 16  # bytes, of what kernels read at once
 TIMED = (20, 2)  # runs of a candidate that are timed together: of small products, of large ones
 LARGE = 10**9  # multiplications
-OPTIONS = ("--std=c++17",)
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,9 @@ class Cuda:
     # --- kernels --------------------------------------------------------------------------------------------------
 
     def compiled(self, text: str) -> Callable[[str], Any]:
-        module = self._cupy.RawModule(code=text, options=OPTIONS)
+        """By NVRTC directly: CuPy's own way would flush small numbers to zero."""
+        module = self._cupy.cuda.Module()
+        module.load(cubin(text, f"sm_{self._kind.capability}"))
         return cache(module.get_function)
 
     def launch(self, kernel: Any, blocks: int, arguments: Sequence[Any]) -> None:

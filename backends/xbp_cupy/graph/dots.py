@@ -49,10 +49,10 @@ class ProductBody(Body):
         self._lines = [
             f"const index_t entries = (index_t){n} * {m}, step = (index_t)blocks * THREADS; (void)n;",
             "for (index_t e = (index_t)block * THREADS + threadIdx.x; e < entries; e += step) {",
-            f"    const index_t i = e / {m}, j = e % {m}; (void)i; (void)j;",
-            f"    {t} sum = 0;",
-            f"    for (index_t l = 0; l < {k}; ++l) sum += ({t})loaded({of_a}[{at_a}]) * ({t})loaded({of_b}[{at_b}]);",
-            f"    store(&{out}[{at}], sum);",
+            f"const index_t i = e / {m}, j = e % {m}; (void)i; (void)j;",
+            f"{t} sum = 0;",
+            f"for (index_t l = 0; l < {k}; ++l) sum += ({t})loaded({of_a}[{at_a}]) * ({t})loaded({of_b}[{at_b}]);",
+            f"store(&{out}[{at}], sum);",
             "}",
         ]
         return self._function(self._lines)

@@ -85,7 +85,7 @@ class _Reducing(Body):
         self._do(f"if ({complete} && threadIdx.x == 0) {{")
         result = f"{running} / ({t}){term(_count(op.operands[0]))}" if op.function == "mean" else running
         pointer = self._pointer(self.places[op.result], MEMORY[op.result.dtype.name], written=True)
-        self._do(f"    store({pointer}, ({REGISTER[op.result.dtype.name]})({result}));")
+        self._do(f"store({pointer}, ({REGISTER[op.result.dtype.name]})({result}));")
         self._do("}")
 
 
@@ -255,6 +255,10 @@ class LineBody(_Reducing):
             self._size = THREADS // min(32, _power_of_two(self._lines_of.constant or 32))
         self._levels = self._found_levels()
 
+    @property
+    def walks(self) -> str:
+        return "rows" if self._rowwise else "columns"
+
     def blocks(self, n: int) -> int:
         return max(1, min(MOST_BLOCKS, -(-self._lines_of.at(n) // (THREADS // self._size))))
 
@@ -365,7 +369,10 @@ class LineBody(_Reducing):
                     update = f"{self._rule(op)}::both({self._running(op)}, {self._entry(op)})"
                     self._do(f"if (live && lane == 0) {self._running(op)} = {update};")
                 continue
-            if not self._wide(op.result) and op.result in self.places:
+            if self._wide(op.result):
+                continue
+            self.value(op.result)  # here, and not once more for each entry
+            if op.result in self.places:
                 self._keep(op.result, "live && lane == 0")
 
     def _keep(self, value: Value, guard: str = "") -> None:

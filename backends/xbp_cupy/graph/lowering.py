@@ -78,6 +78,21 @@ class Lowered:
         self._moments = moments
         self.launches = [self._launch(numbers, moment) for moment, numbers in enumerate(order)]
 
+    def __str__(self) -> str:
+        return "\n".join(text for moment in range(len(self.launches)) for text in self._lines(moment))
+
+    def _lines(self, moment: int) -> list[str]:
+        """A launch to read: the product, or each body with what it makes and stores."""
+        groups = [self.fused.groups[number] for number, when in self._moments.items() if when == moment]
+        if self.launches[moment].product is not None:
+            return [f"product  {op}" for op in groups[0].operations]
+        lines = []
+        for group, b in zip(groups, self.launches[moment].bodies, strict=True):
+            made = [op.result for op in group.operations if op.result in self.fused.stored]
+            space = f"{group.rows} x {group.columns}"
+            lines.append(f"{b.walks:8} {space}: {', '.join(map(str, made))} in {len(group.operations)} operations")
+        return [f"kernel   {self.launches[moment].name}", *(f"  {line}" for line in lines)]
+
     def plan(self, n: int) -> tuple[dict[str, int], int]:
         """(offset of each block, size of the arena) in bytes for batches of n rows."""
         return self.places.plan(n, alignment=ALIGNMENT)

@@ -7,24 +7,19 @@ is not loaded.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import tempfile
 import threading
-import time
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from xbp.backend import load_library
 from xbp.errors import NotCompiled
-from xbp.folders import cache_folder, private
+from xbp.folders import keep, kept
 
 __all__ = ["Code", "compiled", "features"]
 
-MOST_FILES = 500  # of the cache; some ten kilobytes each
+SUFFIX = ".o"  # of files of the cache
 _lock = threading.Lock()  # LLVM's context and the engine are not made for two threads at once
 
 
@@ -67,13 +62,10 @@ def compiled(text: str) -> Code:
         machine = _machine()
         about = (version("llvmlite"), str(llvm.llvm_version_info), machine.triple, llvm.get_host_cpu_name())
         key = "\n".join([*about, features(), text])
-        folder = cache_folder()
-        path = None if folder is None else folder / f"{hashlib.sha256(key.encode()).hexdigest()}.o"
-        code = None if path is None else _read(path)
+        code = kept(key, SUFFIX)
         if code is None:
             code = _made(text, machine)
-            if path is not None:
-                _write(path, code)
+            keep(key, SUFFIX, code)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _linker())
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
@@ -100,32 +92,6 @@ def _made(text: str, machine: Any) -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _read(path: Path) -> bytes | None:
-    """The code in a file of the cache; None where it is not there, not ours, or not whole."""
-    try:
-        if not private(path):
-            return None
-        content = path.read_bytes()
-    except OSError:
-        return None
-    code = content[32:]
-    return code if hashlib.sha256(code).digest() == content[:32] else None
-
-
-def _write(path: Path, code: bytes) -> None:
-    """Write a file of the cache, whole or not at all. A cache that cannot be written costs time, never the training."""
-    with contextlib.suppress(OSError):
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            os.replace(name, path)
-            _make_room(path.parent)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-
 def _forget() -> None:
     """After a fork the lock may be held by a thread that the child does not have."""
     global _lock
@@ -134,13 +100,3 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
-
-
-def _make_room(folder: Path) -> None:
-    """Drop the files that were written longest ago, where there are too many, and what was left half written."""
-    files = sorted((file.stat().st_mtime, file) for file in folder.glob("*.o"))
-    dropped = [file for _, file in files[: max(0, len(files) - MOST_FILES)]]
-    an_hour_ago = time.time() - 3600
-    dropped += [file for file in folder.glob("*.tmp") if file.stat().st_mtime < an_hour_ago]
-    for file in dropped:
-        file.unlink(missing_ok=True)
