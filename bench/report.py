@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import chart
+import gpu_report
 from products import LIMIT
 from ratios import find, fraction
 
@@ -53,6 +54,8 @@ def report(found: Json) -> str:
     """What one file of results says, with the conditions that it was measured under, as Markdown."""
     if "fashion" in found:
         return fashion(found)
+    if "gpu" in found:
+        return gpu_report.section(found)
     results = found["results"]
     tables = "\n\n".join(f"{title}:\n\n{one_table(results, way)}" for way, title in WAYS.items())
     parts = [how_xbp_compares(results), f"<details><summary>Every contestant</summary>\n\n{tables}\n\n</details>"]
@@ -220,13 +223,24 @@ def conditions(found: Json) -> str:
     )
 
 
-def replaced(readme: str, text: str) -> str:
+def replaced(readme: str, text: str, first: str = BEGIN, last: str = END) -> str:
     """The README with the text between its two markers. Raises `ValueError` where it does not have them."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = readme.partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"The README needs the lines {BEGIN} and {END}, in this order; the tables go between them.")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+        raise ValueError(f"The README needs the lines {first} and {last}, in this order; the tables go between them.")
+    return f"{before}{first}\n\n{text}\n\n{last}{after}"
+
+
+def written(readme: str, found: Sequence[Json], above: Sequence[str]) -> str:
+    """The README with these results: those of a GPU between markers of their own. What has none stays as it is."""
+    on_host = [report(f) for f in found if "gpu" not in f]
+    on_gpu = [report(f) for f in found if "gpu" in f]
+    if on_host:
+        readme = replaced(readme, "\n\n".join([*above, *on_host]))
+    if on_gpu:
+        readme = replaced(readme, "\n\n".join(on_gpu), gpu_report.BEGIN, gpu_report.END)
+    return readme
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -242,17 +256,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not files:
         sys.exit(f"There are no results in {HERE / 'results'}; bench/compare.py makes them.")
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    parts = [report(f) for f in found]
     drawn = next((f for f in found if "results" in f), None)
     if options.print:
-        print("\n\n".join(parts))
+        print("\n\n".join(report(f) for f in found))
         return
+    above = []
     if drawn is not None:
         chart.draw(drawn, options.chart)
         place_of_it = chart.relative(options.chart, options.readme)
-        parts.insert(0, f"![{chart.description(drawn)}]({place_of_it})")
-    text = "\n\n".join(parts)
-    options.readme.write_text(replaced(options.readme.read_text(encoding="utf-8"), text), encoding="utf-8")
+        above.append(f"![{chart.description(drawn)}]({place_of_it})")
+    text = written(options.readme.read_text(encoding="utf-8"), found, above)
+    options.readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

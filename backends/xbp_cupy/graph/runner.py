@@ -30,7 +30,10 @@ BATCH = ("x", "t", "w")
 
 
 class GraphRunner:
-    """`xbp.runner.Runner` of a training step."""
+    """`xbp.runner.Runner` of a training step.
+
+    launches    what the last step took: how many kernels and products; 1 where many steps are one kernel
+    """
 
     engine = "graph"
 
@@ -51,6 +54,7 @@ class GraphRunner:
         self._views = {n: self._view(self._values, laid.offsets[n], v) for n, v in self._owned.items()}
         self.tree: Tree = nested(self._views)
         self._small: list[Memory] = []
+        self.launches = 0
         self._arena: Memory | None = None
         self._arena_size = 0
         self._prepared: dict[int, Callable[[int], None]] = {}
@@ -163,7 +167,9 @@ class GraphRunner:
             device.contiguous(scalars[name.removeprefix("scalars.")], v.dtype.name) for name, v in self._scalars.items()
         ]
         prepared = self._at(n)
-        code = self.one_block if self.one_block.fits(n) else self.plan
+        small = self.one_block.fits(n)
+        code = self.one_block if small else self.plan
+        self.launches = 1 if small else len(self.plan.launches)
         header = [self._places[batches.HEADER], 0, chosen, device.address(losses), *map(device.address, given)]
         device.launch(code.kernels(wide=False)("point"), 1, header)
         prepared(steps)
