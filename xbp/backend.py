@@ -210,6 +210,13 @@ class Backend:
         """
         raise self._without(engine)
 
+    def arena(self, program: Program, engine: str) -> Callable[[int], int] | None:
+        """The bytes that an engine takes for what lies between a program's inputs and outputs, for n rows.
+
+        None is the plan that `xbp.program.memory_of` makes.
+        """
+        return None
+
     def interpreted(self, program: Program) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
         """`program` as a pure function, computed operation by operation: `function` on the engine "eager"."""
         return Interpreter(program, self.xp, self.device, self.dtype)

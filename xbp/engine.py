@@ -77,7 +77,8 @@ class Engine:
         look = look or self._look or _likely(self._step, self.read())
         key = (what, look)
         if key not in self._programs:
-            self._programs[key] = record(what, self._step, self.read(), look)
+            program = record(what, self._step, self.read(), look)
+            self._programs[key] = replace(program, arena=self._backend.arena(program, self.name))
         return self._programs[key]
 
     def prepare(self, x: Inputs, t: Array, w: Array | None, rows: int) -> None:
@@ -177,6 +178,7 @@ class Engine:
             error,
         )
         self._begin_anew()
+        self._programs.clear()  # another engine, another plan of their memory
         self._functions.clear()
         self._refused.clear()
         self.name = slower

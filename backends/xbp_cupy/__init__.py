@@ -22,10 +22,10 @@ from xbp.runner import Runner
 from xbp.typing import Array, DType, Namespace
 
 from .graph.cuda import Cuda
-from .graph.runner import GraphFunction, GraphRunner
+from .graph.runner import GraphFunction, GraphRunner, arena_of
 from .libraries import load
 
-__all__ = ["Cuda", "CupyBackend", "GraphFunction", "GraphRunner", "backend", "load"]
+__all__ = ["Cuda", "CupyBackend", "GraphFunction", "GraphRunner", "arena_of", "backend", "load"]
 
 INSTALL = "pip install 'xbp[cuda12]' or pip install 'xbp[cuda13]', whichever CUDA the driver supports"
 CREATION = ("arange", "asarray", "empty", "eye", "full", "linspace", "ones", "zeros")  # most ignore their device=
@@ -66,6 +66,9 @@ class CupyBackend(Backend):
         if engine != "graph":
             raise self._without(engine)
         return GraphFunction(program, self._cuda)
+
+    def arena(self, program: Program, engine: str) -> Callable[[int], int] | None:
+        return arena_of(program) if engine == "graph" else None
 
     @cached_property
     def _cuda(self) -> Cuda:

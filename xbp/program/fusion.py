@@ -187,7 +187,7 @@ VIEWS = frozenset({"reshape", "matrix_transpose", "broadcast_to", "getitem"})
 class Grouping:
     """Places operations one after the other, each into the last group it fits: short lives, and no idle walks.
 
-    Engines whose loops are less free than a processor's say so by overriding `fits`, `at_hand` and `cheap`.
+    Engines whose loops are less free than a processor's say so by overriding `fits`, `at_hand`, `cheap`.
     """
 
     def __init__(self, program: Program) -> None:
@@ -233,7 +233,7 @@ class Grouping:
             return  # a view
         if op.function not in LOOPED:
             kind = "product" if op.function == "matmul" else "other"
-            self._place(op, self._new(Group(kind)))
+            self.place(op, self._new(Group(kind)))
             self.fused.stored.update(dict.fromkeys(self.fused.layouts[v].root for v in op.operands))
         elif self.cheap(op):
             self.deferred[op.result] = op
@@ -256,7 +256,7 @@ class Grouping:
                 break
         else:
             number = self._new(Group("loop", rows, columns))
-        self._place(op, number, columns, reads)
+        self.place(op, number, columns, reads)
 
     def _accesses(self, op: Operation) -> list[Access]:
         """What the operation reads, seen from its loop."""
@@ -298,7 +298,8 @@ class Grouping:
             return False
         return constant(a.column, 1) or constant(columns, 1)
 
-    def _place(self, op: Operation, number: int, columns: int = 1, reads: Sequence[Access] = ()) -> None:
+    def place(self, op: Operation, number: int, columns: int = 1, reads: Sequence[Access] = ()) -> None:
+        """Put an operation into a group; what it reads of other groups has to be in memory."""
         group = self.fused.groups[number]
         group.columns = columns if group.columns == 1 else group.columns
         for a in reads:

@@ -1,12 +1,12 @@
 """What a program needs of memory, known before it runs: what it is given, and the arena for all that lies between.
 
 The arena is the one that engines plan: values that are never alive together share a place, chains of operations store
-nothing between them, new values overwrite old ones. An engine with a plan of its own may take more.
+nothing between them, new values overwrite old ones. An engine with a plan of its own says so by `Backend.arena`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -47,7 +47,7 @@ class Memory:
     state: int
     gradients: int
     _program: Program = field(repr=False)
-    _places: Places | None = field(repr=False)  # None where no engine plans such a program
+    _arena: Callable[[int], int] = field(repr=False)  # its bytes, for n rows
     _arenas: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -63,7 +63,7 @@ class Memory:
     def between(self, n: int) -> int:
         """The arena: everything that is made on the way and not yet an input's new value."""
         if n not in self._arenas:
-            self._arenas[n] = _unplanned(self._program, n) if self._places is None else self._places.plan(n)[1]
+            self._arenas[n] = self._arena(n)
         return self._arenas[n]
 
     def at(self, n: int) -> int:
@@ -86,25 +86,38 @@ class Memory:
 SECTIONS = ("params", "buffers", "state")
 
 
-def memory_of(program: Program) -> Memory:
-    """What the program needs; a "step" writes new values over old ones, others are functions and leave theirs alone."""
+def memory_of(program: Program, arena: Callable[[int], int] | None = None) -> Memory:
+    """What the program needs; a "step" writes new values over old ones, others are functions and leave theirs alone.
+
+    arena    the bytes that an engine takes between, for n rows; None is the usual plan
+    """
     params, buffers, state, grads = [
         _size([v for name, v in program.inputs.items() if name.partition(".")[0] == section], 1)
         for section in (*SECTIONS, "grads")
     ]
+    return Memory(params, buffers, state, grads, program, arena or _usual_arena(program))
+
+
+def _usual_arena(program: Program) -> Callable[[int], int]:
     try:
-        places: Places | None = Places(fused(program), in_place=program.name == "step")
-    except NotCompiled:
-        places = None
-    return Memory(params, buffers, state, grads, program, places)
+        places = Places(fused(program), in_place=program.name == "step")
+    except NotCompiled:  # no engine plans such a program
+        return lambda n: _unplanned(program, n)
+    return lambda n: places.plan(n)[1]
 
 
+@dataclass(frozen=True, eq=False)
 class MeasuredProgram(Program):
-    """A program that knows what it needs of memory."""
+    """A program that knows what it needs of memory.
+
+    arena    as that of `memory_of`
+    """
+
+    arena: Callable[[int], int] | None = field(default=None, repr=False)
 
     @cached_property
     def memory(self) -> Memory:
-        return memory_of(self)
+        return memory_of(self, self.arena)
 
 
 def _size(values: Iterable[Value], n: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -96,7 +97,8 @@ class Cuda:
         return result
 
     def synchronize(self) -> None:
-        self._here.synchronize()
+        """Wait for the thread's stream. CUDA forbids waiting for a device while any thread captures on it."""
+        self._cupy.cuda.get_current_stream().synchronize()
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
@@ -105,9 +107,7 @@ class Cuda:
 
     def compiled(self, text: str) -> Callable[[str], Any]:
         """By NVRTC directly: CuPy's own way would flush small numbers to zero."""
-        module = self._cupy.cuda.Module()
-        module.load(cubin(text, f"sm_{self._kind.capability}"))
-        return cache(module.get_function)
+        return _module(self._cupy, self._here.id, f"sm_{self._kind.capability}", text)
 
     def launch(self, kernel: Any, blocks: int, arguments: Sequence[Any]) -> None:
         given = tuple([a if isinstance(a, np.generic) else np.int64(a) for a in arguments])
@@ -121,7 +121,8 @@ class Cuda:
             try:
                 run()
             except BaseException:
-                stream.end_capture()
+                with suppress(self._cupy.cuda.runtime.CUDARuntimeError):  # that the capture came to nothing
+                    stream.end_capture()
                 raise
             graph = stream.end_capture()
 
@@ -227,6 +228,7 @@ class Cuda:
         """
         memories: list[Memory] = []
         addresses: list[int] = []
+        graphs: dict[bytes, Callable[[], None]] = {}
         descriptor = self._handle.library.descriptor(product)
         runs = TIMED[product.m * product.n * product.k >= LARGE]
         event = self._cupy.cuda.Event
@@ -253,8 +255,10 @@ class Cuda:
                 for _ in range(runs):
                     self.multiply(descriptor, algorithm, a, b, d)
 
-            self.multiply(descriptor, algorithm, a, b, d)  # loads what has to be loaded
-            graph = self.captured(repeated)
+            if algorithm.data not in graphs:
+                self.multiply(descriptor, algorithm, a, b, d)  # loads what has to be loaded
+                graphs[algorithm.data] = self.captured(repeated)
+            graph = graphs[algorithm.data]
             graph()
             start, stop = event(), event()
             start.record()
@@ -314,6 +318,15 @@ def _library() -> Library:
 @cache
 def _tuning() -> Tuning:
     return Tuning.of_user()
+
+
+@cache
+def _module(cupy: Any, id: int, arch: str, text: str) -> Callable[[str], Any]:
+    """The kernels of a text on a device, by name. They stay to the end of the process, as CuPy's own do: code must not
+    be unloaded while a launch of it is queued, nor by a thread that has no device."""
+    module = cupy.cuda.Module()
+    module.load(cubin(text, arch))
+    return cache(module.get_function)
 
 
 @cache

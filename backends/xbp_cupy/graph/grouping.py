@@ -8,7 +8,7 @@ the number of its launches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from xbp.program import Dim, Operation, Program, Value
 from xbp.program.fusion import ELEMENTWISE, REDUCTIONS, Access, Fused, Group, Grouping, reduction_kind, space
@@ -18,16 +18,11 @@ from xbp.program.views import Linear, constant
 
 from .epilogues import BIAS_GRADIENT, MASK, PRODUCT
 
-__all__ = ["MOST_POINTERS", "KernelGrouping", "across", "direction", "launches", "pointers"]
+__all__ = ["KernelGrouping", "across", "direction", "launches"]
 
 BORDER = 16  # bytes
-MOST_POINTERS = 480  # of one kernel: its parameters may take 4 KB
+MOST_OPERANDS = 64  # that a group reads from memory: each takes registers
 VIEWS = frozenset({"broadcast_to", "getitem", "matrix_transpose", "reshape"})
-
-
-def pointers(operations: Iterable[Operation]) -> int:
-    """At most how many places in memory a body of these operations knows."""
-    return 4 + sum(2 + len(op.operands) for op in operations)
 
 
 def across(op: Operation) -> bool:
@@ -51,6 +46,7 @@ class KernelGrouping(Grouping):
 
     def __init__(self, program: Program) -> None:
         self._padded = _of_products(program)
+        self._reads: dict[int, set[Value]] = {}  # what each group reads from memory
         super().__init__(program)
 
     def strides(self, value: Value) -> tuple[Linear, ...] | None:
@@ -74,7 +70,10 @@ class KernelGrouping(Grouping):
 
     def fits(self, op: Operation, reads: list[Access], walk: tuple[int, int], number: int) -> bool:
         group = self.fused.groups[number]
-        if group.kind != "loop" or pointers([*group.operations, op]) > MOST_POINTERS:
+        if group.kind != "loop":
+            return False
+        more = {a.root for a in reads if self.fused.home.get(a.root) != number}
+        if len(self._reads.get(number, more) | more) > MOST_OPERANDS:
             return False
         wanted, there = direction(op), self._directions(group)
         once = same(walk[0], 1) and not same(group.rows, 1)  # one entry a column, in a walk over many rows
@@ -94,6 +93,11 @@ class KernelGrouping(Grouping):
             complete = maker.function not in REDUCTIONS or direction(maker) == "column"
             return complete and self.in_place(a) and constant(a.row, 0)
         return super().at_hand(a, group)
+
+    def place(self, op: Operation, number: int, columns: int = 1, reads: Sequence[Access] = ()) -> None:
+        super().place(op, number, columns, reads)
+        home = self.fused.home
+        self._reads.setdefault(number, set()).update(a.root for a in reads if home.get(a.root) != number)
 
     def cheap(self, op: Operation) -> bool:
         """Besides what every engine computes anew: whatever is made of constants and numbers of rows and columns, such

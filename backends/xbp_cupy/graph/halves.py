@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from xbp.program import Operation, Program, Value
 
-__all__ = ["narrow_of", "with_copies", "with_narrow_batch"]
+__all__ = ["COPIES", "narrow_of", "with_copies", "with_narrow_batch"]
 
 COPIES = "copies."
 HALF = frozenset({"float16", "bfloat16"})

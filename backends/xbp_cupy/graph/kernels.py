@@ -24,7 +24,8 @@ from .grouping import across, direction
 __all__ = ["EntryBody", "LineBody", "body"]
 
 RULES = {"sum": "Sum", "mean": "Sum", "max": "Max", "min": "Min", "all": "All", "argmax": "First"}
-WIDEST = 16  # bytes that a thread reads at once
+WIDEST = 16  # bytes that a thread reads at once, of the widest array
+REGISTERS = 384  # bytes that all packs of a thread may take
 LONG = 1024  # entries from which on a whole block walks along one row
 
 
@@ -183,7 +184,10 @@ class EntryBody(_Reducing):
         found = list(self._accesses())
         if not found or (same(self.group.rows, 1) and same(self.group.columns, 1)):
             return 1
-        width = WIDEST // min([BYTES[v.dtype.name] for v, *_ in found if v.dtype.name != "bool"], default=4)
+        sizes = {v: BYTES[v.dtype.name] for v, *_ in found if v.dtype.name != "bool"}
+        width = WIDEST // max(sizes.values(), default=4)
+        while width > 1 and width * sum(max(4, size) for size in sizes.values()) > REGISTERS:
+            width //= 2
         if self._plain:
             return width
         columns = self.group.columns

@@ -19,14 +19,15 @@ from .bodies import Body, Scratch, joined
 from .copies import CopyBody
 from .dots import ProductBody
 from .epilogues import with_epilogues
-from .grouping import MOST_POINTERS, KernelGrouping, across, launches, pointers
+from .grouping import KernelGrouping, across, launches
 from .kernels import body
 from .products import Multiplication, multiplication, request_of
 
-__all__ = ["ALIGNMENT", "ONE_BLOCK", "Launch", "Lowered", "in_one_block", "kernel", "source"]
+__all__ = ["ALIGNMENT", "MOST_POINTERS", "ONE_BLOCK", "Launch", "Lowered", "in_one_block", "kernel", "source"]
 
 ALIGNMENT = 256  # bytes: what CUDA's own allocations have, and more than the widest load needs
 ONE_BLOCK = "steps_in_one_block"
+MOST_POINTERS = 480  # of one kernel: its parameters may take 4 KB
 MAKERS: dict[str, Callable[..., Body]] = {"loop": body, "product": ProductBody, "other": CopyBody}
 PRELUDE = Path(__file__).with_name("prelude.cuh")
 
@@ -123,7 +124,7 @@ class Lowered:
     def _pointers(self, group: Group) -> int:
         """How many places in memory a group knows, counting two for each reduction over everything."""
         if group.kind != "loop":
-            return pointers(group.operations)
+            return sum(1 + len(op.operands) for op in group.operations)
         made = {op.result for op in group.operations}
         read = {a.root for op in group.operations for a in leaves(self.fused, op)} - made
         totals = sum(op.function in REDUCTIONS and across(op) for op in group.operations)

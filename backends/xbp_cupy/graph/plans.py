@@ -18,8 +18,7 @@ from xbp.program.places import BYTES
 
 from .device import Device
 from .dots import ProductBody
-from .grouping import MOST_POINTERS
-from .lowering import ALIGNMENT, Launch, Lowered, in_one_block, source
+from .lowering import ALIGNMENT, MOST_POINTERS, Launch, Lowered, in_one_block, source
 
 __all__ = ["Laid", "Launches", "OneBlock", "Plan", "Steps", "bytes_of", "on_border"]
 

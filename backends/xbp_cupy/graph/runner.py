@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from xbp.errors import NotCompiled
 from xbp.program import Program, Value, bound
 from xbp.program.places import BYTES
 from xbp.recording import flat, inputs_of, nested
@@ -18,15 +19,28 @@ from xbp.typing import Array, Inputs, Scalar, Tree
 
 from . import batches
 from .device import Device, Memory
-from .halves import with_copies, with_narrow_batch
+from .halves import COPIES, with_copies, with_narrow_batch
 from .lowering import ALIGNMENT, Launch, Lowered, kernel
 from .plans import Laid, Launches, OneBlock, Plan, Steps, bytes_of, on_border
 
-__all__ = ["GraphFunction", "GraphRunner"]
+__all__ = ["GraphFunction", "GraphRunner", "arena_of"]
 
 KEPT = 8  # batch sizes whose graphs are kept
 OWNED = ("params", "buffers", "state", "copies")
 BATCH = ("x", "t", "w")
+
+
+def arena_of(program: Program) -> Callable[[int], int] | None:
+    """The bytes of the arena for n rows, with narrow copies of weights; None for a program that is not compiled."""
+    step = program.name == "step"
+    if step:
+        program = with_narrow_batch(with_copies(program)[0])[0]
+    try:
+        low = Lowered(program, in_place=step)
+    except NotCompiled:
+        return None
+    copies = sum(bytes_of(v) for name, v in program.inputs.items() if name.startswith(COPIES))
+    return lambda n: copies + low.plan(n)[1]
 
 
 class GraphRunner:
