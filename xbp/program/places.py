@@ -14,7 +14,7 @@ from ..errors import NotCompiled
 from .fusion import REDUCTIONS, Fused, leaves, space
 from .memory import ALIGNMENT, Lifetime, arena_plan
 from .values import Value
-from .views import Linear, contiguous, linear, size_of, times
+from .views import Linear, linear, size_of, times
 
 __all__ = ["BYTES", "Block", "Places"]
 
@@ -125,16 +125,17 @@ class Places:
         others = [g for g in self._readers.get(old, ()) if g != home]
         if group.kind != "loop" or any(self._when[g] >= self._when[home] for g in others):
             return False
-        plain = contiguous(space(new.shape))
+        rows, columns = space(new.shape)
         for op in group.operations:
             if op.function in REDUCTIONS:
                 return False
             for a in leaves(f, op):
                 if a.root is not old:
                     continue
-                aligned = plain is not None and a.offset == Linear(0)
-                aligned = aligned and a.row in (plain[0], Linear(0)) and a.column in (plain[1], Linear(0))  # type: ignore[index]
-                if not aligned or space(op.result.shape) != space(new.shape):
+                # A stride of 0 is right along an axis of one entry alone: elsewhere one entry is read for many.
+                aligned = a.offset == Linear(0) and (rows == 1 or a.row == linear(columns))
+                aligned = aligned and (columns == 1 or a.column == Linear(1))
+                if not aligned or space(op.result.shape) != (rows, columns):
                     return False
         return True
 
