@@ -41,6 +41,7 @@ class Places:
     fused       the groups
     in_place    whether new values take the places of old ones; a pure function leaves its inputs alone
     moments     when each group runs; groups of one moment run side by side. None: one after the other
+    until       the last moment in which each may still be running; None: the one in which it began
     of          the place of every stored value: the name of an input, or of a block
     blocks      the blocks of the arena, by name
     late        inputs whose new value waits in a block until the end, because the old one is still read
@@ -49,12 +50,14 @@ class Places:
     fused: Fused
     in_place: bool = True
     moments: Sequence[int] | None = None
+    until: Sequence[int] | None = None
     of: dict[Value, str] = field(init=False)
     blocks: dict[str, Block] = field(default_factory=dict, init=False)
     late: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._when = list(range(len(self.fused.groups)) if self.moments is None else self.moments)
+        self._until = list(self._when if self.until is None else self.until)
         self._readers = _readers(self.fused)
         self.of = self._assign()
 
@@ -101,7 +104,7 @@ class Places:
             if root not in places:
                 places[root] = root.name
                 first = self._when[f.home[root]]
-                reads = [self._when[g] for g in self._readers.get(root, ())]
+                reads = [self._until[g] for g in (f.home[root], *self._readers.get(root, ()))]
                 self.blocks[root.name] = Block(
                     self._bytes(root), first, end if root in lasting else max([first, *reads])
                 )
@@ -123,7 +126,7 @@ class Places:
         home = f.home[new]
         group = f.groups[home]
         others = [g for g in self._readers.get(old, ()) if g != home]
-        if group.kind != "loop" or any(self._when[g] >= self._when[home] for g in others):
+        if group.kind != "loop" or any(self._until[g] >= self._when[home] for g in others):
             return False
         rows, columns = space(new.shape)
         for op in group.operations:

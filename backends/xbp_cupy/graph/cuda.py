@@ -50,7 +50,7 @@ class Cuda:
         self._here = cupy.cuda.Device(id)
         with self._here:
             self._handle = Handle(_library())
-            self._capturing = cupy.cuda.Stream(non_blocking=True)
+            self._capturing, self._side = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         self._kind = _kind(cupy, id)
         self._workspaces: dict[int, Memory] = {}
         self._known: dict[Product, bool] = {}  # kinds of products that were compared with the reference
@@ -113,10 +113,26 @@ class Cuda:
         given = tuple([a if isinstance(a, np.generic) else np.int64(a) for a in arguments])
         kernel((blocks,), (THREADS,), given)
 
+    def aside(self, call: Callable[[], None]) -> None:
+        self._turn_to(self._side, self._cupy.cuda.get_current_stream())
+        with self._side:
+            call()
+
+    def join(self) -> None:
+        self._turn_to(self._cupy.cuda.get_current_stream(), self._side)
+
+    def _turn_to(self, later: Any, earlier: Any) -> None:
+        """What is queued on one stream from here on waits for what is queued on another by now."""
+        event = self._cupy.cuda.Event(disable_timing=True)
+        earlier.record(event)
+        later.wait_event(event)
+
     def captured(self, run: Callable[[], None]) -> Callable[[], None]:
         stream = self._capturing
         with self._lock, stream:
             self._workspace()  # nothing may be allocated from here on
+            with self._side:
+                self._workspace()
             stream.begin_capture()
             try:
                 run()

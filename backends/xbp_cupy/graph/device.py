@@ -69,5 +69,11 @@ class Device(Protocol):
     def product(self, product: Product) -> Multiply:
         """A product, ready to run."""
 
+    def aside(self, call: Callable[[], None]) -> None:
+        """Launch something beside what comes next, after what came before."""
+
+    def join(self) -> None:
+        """Let what comes next wait for everything that went aside."""
+
     def captured(self, run: Callable[[], None]) -> Callable[[], None]:
         """What `run` launches, as one graph; or `run` itself where there is no such thing."""

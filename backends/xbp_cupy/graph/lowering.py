@@ -7,7 +7,7 @@ them, and the plan of the memory; all of it for any batch size, which is an argu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from xbp.program import Program
@@ -21,12 +21,13 @@ from .dots import ProductBody
 from .epilogues import with_epilogues
 from .grouping import KernelGrouping, across, launches
 from .kernels import body
-from .products import Multiplication, multiplication, request_of
+from .products import Multiplication, multiplication, per_row, request_of
 
 __all__ = ["ALIGNMENT", "MOST_POINTERS", "ONE_BLOCK", "Launch", "Lowered", "in_one_block", "kernel", "source"]
 
 ALIGNMENT = 256  # bytes: what CUDA's own allocations have, and more than the widest load needs
 ONE_BLOCK = "steps_in_one_block"
+LARGE = 2**21  # multiplications a row from which on a product fills the device
 MOST_POINTERS = 480  # of one kernel: its parameters may take 4 KB
 MAKERS: dict[str, Callable[..., Body]] = {"loop": body, "product": ProductBody, "other": CopyBody}
 PRELUDE = Path(__file__).with_name("prelude.cuh")
@@ -40,6 +41,8 @@ class Launch:
     places       what the kernel's pointers point to, in order
     functions    the texts of the bodies
     text         that of the kernel which calls them
+    aside        whether others go on beside it, until one that
+    joins        waits for all that went aside
     """
 
     name: str = ""
@@ -48,6 +51,8 @@ class Launch:
     functions: tuple[str, ...] = ()
     text: str = ""
     product: Multiplication | None = None
+    aside: bool = False
+    joins: bool = False
 
 
 @dataclass
@@ -75,7 +80,10 @@ class Lowered:
         self.fused = fused(program, KernelGrouping)
         order = [part for launch in launches(self.fused) for part in self._parted(launch)]
         moments = {number: moment for moment, launch in enumerate(order) for number in launch}
-        self.places = Places(self.fused, self.in_place, [moments[k] for k in range(len(self.fused.groups))])
+        numbers = range(len(self.fused.groups))
+        self._aside = self._going_aside(order, moments)
+        until = [self._aside.get(k, moments[k] + 1) - 1 for k in numbers]
+        self.places = Places(self.fused, self.in_place, [moments[k] for k in numbers], until)
         self._moments = moments
         self.launches = [self._launch(numbers, moment) for moment, numbers in enumerate(order)]
 
@@ -108,6 +116,33 @@ class Lowered:
         home = self.fused.home.get(self.fused.layouts[self.program.outputs[output]].root)
         return last >= 0 and self.launches[last].product is None and (home is None or self._moments[home] < last)
 
+    def _going_aside(self, order: list[list[int]], moments: dict[int, int]) -> dict[int, int]:
+        """The products whose result is wanted only later, and when: the gradients of weights, on which no other
+        product waits. Not in a program with products that fill the device by themselves: it would take memory for
+        nothing.
+        """
+        f = self.fused
+        products = [group.operations[0] for group in f.groups if group.kind == "product"]
+        if not self.by_library or any(per_row(op) > LARGE for op in products):
+            return {}
+        wanted: dict[int, int] = {}  # by group, the first moment that somebody reads of it
+        for moment, numbers in enumerate(order):
+            for number in numbers:
+                for op in f.groups[number].operations:
+                    for root in {f.layouts[v].root for v in op.operands}:
+                        home = f.home.get(root, number)
+                        if home != number:
+                            wanted.setdefault(home, moment)
+        aside = {}
+        for number, join in wanted.items():
+            product = f.groups[number].kind == "product" and self._in_library(number)
+            if product and join > moments[number] + 1:
+                aside[number] = join
+        return aside
+
+    def _in_library(self, number: int) -> bool:
+        return request_of(self.fused.groups[number].operations[0]) not in self.declined
+
     def _parted(self, numbers: list[int]) -> list[list[int]]:
         """A launch as several, where its kernels have more operands than one may have parameters."""
         parts: list[list[int]] = [[]]
@@ -132,14 +167,16 @@ class Lowered:
 
     def _launch(self, numbers: list[int], moment: int) -> Launch:
         groups = [self.fused.groups[number] for number in numbers]
+        joins = moment in self._aside.values()
         request = request_of(groups[0].operations[0]) if groups[0].kind == "product" else ""
-        if request and self.by_library and request not in self.declined:
-            return Launch(product=multiplication(groups[0], self.fused, self.places.of))
+        if request and self.by_library and self._in_library(numbers[0]):
+            product = multiplication(groups[0], self.fused, self.places.of)
+            return Launch(product=product, aside=numbers[0] in self._aside, joins=joins)
         bodies: list[Body] = []
         for number, group in zip(numbers, groups, strict=True):
             make = MAKERS[group.kind]
             bodies.append(make(self.fused, group, self.places.of, f"g{number}"))
-        launch = kernel(f"launch{moment}", bodies)
+        launch = replace(kernel(f"launch{moment}", bodies), joins=joins)
         for scratch in [s for b in bodies for s in b.scratch]:
             self._reserve(scratch, moment)
         return launch

@@ -107,7 +107,11 @@ class Launches:
         number = np.int64 if wide else np.int32
         kernels = plan.kernels(wide=wide)
         self._calls: list[Callable[[Mapping[str, int]], Callable[[], None]]] = []
+        self._joins: list[bool] = []
+        self._asides: list[bool] = []
         for launch in plan.launches:
+            self._joins.append(launch.joins)
+            self._asides.append(launch.aside)
             if launch.product is not None:
                 self._calls.append(partial(self._product, launch.product, device.product(launch.product.at(n))))
                 continue
@@ -127,7 +131,11 @@ class Launches:
 
     def at(self, places: Mapping[str, int]) -> Callable[[], None]:
         """A function that launches everything in order, with these addresses."""
-        calls = [call(places) for call in self._calls]
+        calls: list[Callable[[], None]] = []
+        for make, joins, aside in zip(self._calls, self._joins, self._asides, strict=True):
+            call = make(places)
+            calls += [self._device.join] if joins else []
+            calls.append(partial(self._device.aside, call) if aside else call)
 
         def run() -> None:
             for call in calls:

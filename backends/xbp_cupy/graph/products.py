@@ -6,10 +6,11 @@ y^T = W^T x^T: the operands change places and nothing has to be copied.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from xbp.errors import NotCompiled
-from xbp.program import Operation, Value
+from xbp.program import Dim, Operation, Value
 from xbp.program.fusion import Fused, Group
 from xbp.program.shapes import Shape
 from xbp.program.views import Linear, linear
@@ -17,7 +18,7 @@ from xbp.program.views import Linear, linear
 from ..products import Matrix, Product
 from .epilogues import BIAS_GRADIENT, MASK
 
-__all__ = ["Multiplication", "Operand", "checked", "factors", "multiplication", "request_of"]
+__all__ = ["Multiplication", "Operand", "checked", "factors", "multiplication", "per_row", "request_of"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,12 @@ def factors(op: Operation) -> tuple[Shape, Shape]:
     """The shapes (n, k) and (k, m) of the two factors; a vector is a row on the left and a column on the right."""
     left, right = op.operands[:2]
     return (1, *left.shape) if left.ndim == 1 else left.shape, (*right.shape, 1) if right.ndim == 1 else right.shape
+
+
+def per_row(op: Operation) -> int:
+    """The multiplications of a product for each row of the batch."""
+    (n, k), (_, m) = factors(op)
+    return math.prod(length for length in (n, k, m) if not isinstance(length, Dim))
 
 
 def request_of(op: Operation) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from xbp.errors import NotCompiled
@@ -80,7 +81,7 @@ class GraphRunner:
         end = batches.end(low.places.where("loss"), loss.dtype.name)
         late = batches.late(low.places.late, low.program.inputs)
         if low.ready("loss"):
-            launches[-1] = kernel("last", [end], launches[-1])
+            launches[-1] = replace(kernel("last", [end], launches[-1]), joins=launches[-1].joins)
         else:
             late.append(end)
         if late:
