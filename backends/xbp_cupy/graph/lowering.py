@@ -14,7 +14,7 @@ from xbp.program import Program
 from xbp.program.fusion import REDUCTIONS, Group, fused, leaves
 from xbp.program.places import Places
 
-from .batches import Written
+from .batches import HEADER, Written
 from .bodies import Body, Scratch, joined
 from .copies import CopyBody
 from .dots import ProductBody
@@ -188,14 +188,17 @@ class Lowered:
             self.places.reserve(scratch.place, scratch.bytes, moment)
 
 
-def in_one_block(launches: Sequence[Launch]) -> Launch:
+def in_one_block(launches: Sequence[Launch], entries: int) -> Launch:
     """All launches, one after the other, as one kernel of a single block, which takes many steps.
 
-    No launch is waited for, only barriers; what one thread writes the others see after the next.
+    No launch is waited for, only barriers; what one thread writes the others see after the next. The entries of the
+    header come as arguments, so that it needs no kernel of its own.
     """
-    names: dict[str, str] = {}
-    types: dict[str, str] = {}
-    lines = ["for (int k = 0; k < steps; ++k) {"]
+    names = {HEADER: "a0"}
+    types = {HEADER: "long long"}
+    given = [f"v{k}" for k in range(entries)]
+    lines = ["if (threadIdx.x == 0) {", *(f"a0[{k}] = {v};" for k, v in enumerate(given)), "}", "__syncthreads();"]
+    lines.append("for (int k = 0; k < steps; ++k) {")
     for launch in launches:
         for b in launch.bodies:
             for place, declared in zip(b.arguments, b.parameters(), strict=True):
@@ -205,9 +208,9 @@ def in_one_block(launches: Sequence[Launch]) -> Launch:
         lines.append("    __syncthreads();")
     lines.append("}")
     # Neither const nor restrict: what is read here has been written here.
-    head = ", ".join(
-        ["const index_t n", "const int steps", *(f"{types[place]} *{name}" for place, name in names.items())]
-    )
+    parameters = [f"const long long {v}" for v in given]
+    parameters += [f"{types[place]} *{name}" for place, name in names.items()]
+    head = ", ".join(["const index_t n", "const int steps", *parameters])
     whole = f'extern "C" __global__ void __launch_bounds__(THREADS, 1) {ONE_BLOCK}({head}) {{\n{joined(lines, 1)}\n}}\n'
     functions = tuple(text for launch in launches for text in launch.functions)
     bodies = tuple(b for launch in launches for b in launch.bodies)

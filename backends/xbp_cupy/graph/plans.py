@@ -20,12 +20,13 @@ from .device import Device
 from .dots import ProductBody
 from .lowering import ALIGNMENT, MOST_POINTERS, Launch, Lowered, in_one_block, source
 
-__all__ = ["Laid", "Launches", "OneBlock", "Plan", "Steps", "bytes_of", "on_border"]
+__all__ = ["Laid", "Launches", "OneBlock", "Plan", "Run", "Steps", "bytes_of", "on_border"]
 
 WIDE = 2**31 - 2**24  # bytes from which on indices have 64 bits
 TOGETHER = 16  # steps in the graph of many
 SMALL = 2**18  # multiplications of a step up to which one block is faster than many launches
 
+Run = Callable[[list[int], int], None]  # of what the header says, and how many steps to take
 Around = Callable[[Lowered], tuple[list[Launch], str]]
 
 
@@ -147,14 +148,14 @@ class Launches:
 class OneBlock:
     """A training step as a kernel of one block, for batches of few multiplications.
 
-    around    as that of `Plan`
+    around     as that of `Plan`
+    entries    of the header
     """
 
-    def __init__(self, program: Program, device: Device, around: Around) -> None:
+    def __init__(self, program: Program, device: Device, around: Around, entries: int) -> None:
         self._device = device
         self.lowered = Lowered(program, by_library=False)
-        launches, self._more = around(self.lowered)
-        self._launch = in_one_block(launches)
+        self._launch = in_one_block(around(self.lowered)[0], entries)
         self._products = [b for b in self._launch.bodies if isinstance(b, ProductBody)]
         self._kernels: Callable[[str], Any] | None = None
 
@@ -164,26 +165,26 @@ class OneBlock:
         return few and sum(b.multiplications(n) for b in self._products) <= SMALL
 
     def text(self, *, wide: bool = False) -> str:
-        return source([self._launch], self._more, wide=wide)
+        return source([self._launch], wide=wide)
 
-    def kernels(self, *, wide: bool) -> Callable[[str], Any]:
-        assert not wide  # whoever has so few multiplications has no large array
+    def at(self, n: int, places: Mapping[str, int]) -> Run:
+        """A function that takes steps, with these addresses."""
         if self._kernels is None:
             self._kernels = self._device.compiled(self.text())
-        return self._kernels
-
-    def at(self, n: int, places: Mapping[str, int]) -> Callable[[int], None]:
-        """A function that takes so many steps, with these addresses."""
-        kernel = self.kernels(wide=False)(self._launch.name)
-        pointers = [places[place] for place in self._launch.places]
-        return lambda steps: self._device.launch(kernel, 1, [np.int32(n), np.int32(steps), *pointers])
+        kernel = self._kernels(self._launch.name)
+        pointers = [np.int64(places[place]) for place in self._launch.places]
+        rows = np.int32(n)
+        return lambda header, steps: self._device.launch(kernel, 1, [rows, np.int32(steps), *header, *pointers])
 
 
 class Steps:
-    """A training step for one batch size: as launches, as a graph of one step, and as a graph of many."""
+    """A training step for one batch size: as launches, as a graph of one step, and as a graph of many.
 
-    def __init__(self, device: Device, step: Callable[[], None]) -> None:
-        self._device, self._step = device, step
+    point    writes the header
+    """
+
+    def __init__(self, device: Device, point: Callable[[list[int]], None], step: Callable[[], None]) -> None:
+        self._device, self._point, self._step = device, point, step
         self._warm = False
         self._one: Callable[[], None] | None = None
         self._many: Callable[[], None] | None = None
@@ -192,8 +193,9 @@ class Steps:
         for _ in range(TOGETHER):
             self._step()
 
-    def __call__(self, steps: int) -> None:
+    def __call__(self, header: list[int], steps: int) -> None:
         """So many steps. Each is taken whole: Ctrl-C between the launches of the first one waits for its last."""
+        self._point(header)
         if not self._warm:
             with Interrupt() as interrupt:
                 self._step()

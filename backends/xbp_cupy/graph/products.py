@@ -84,6 +84,7 @@ def factors(op: Operation) -> tuple[Shape, Shape]:
 
 def per_row(op: Operation) -> int:
     """The multiplications of a product for each row of the batch."""
+    checked(op)
     (n, k), (_, m) = factors(op)
     return math.prod(length for length in (n, k, m) if not isinstance(length, Dim))
 

@@ -22,7 +22,7 @@ from . import batches
 from .device import Device, Memory
 from .halves import COPIES, with_copies, with_narrow_batch
 from .lowering import ALIGNMENT, Launch, Lowered, kernel
-from .plans import Laid, Launches, OneBlock, Plan, Steps, bytes_of, on_border
+from .plans import Laid, Launches, OneBlock, Plan, Run, Steps, bytes_of, on_border
 
 __all__ = ["GraphFunction", "GraphRunner", "arena_of"]
 
@@ -62,7 +62,7 @@ class GraphRunner:
         self._owned = {n: v for n, v in inputs.items() if n.split(".")[0] in OWNED}
         self._entries = batches.FIXED + len(self._batch) + len(self._scalars)
         self.plan = Plan(program, device, in_place=True, around=self._around)
-        self.one_block = OneBlock(program, device, self._around)
+        self.one_block = OneBlock(program, device, self._around, self._entries)
         laid = Laid.out(self._owned)
         self._values = device.memory(laid.size)
         self._places = laid.after(self._values.address)
@@ -72,7 +72,7 @@ class GraphRunner:
         self.launches = 0
         self._arena: Memory | None = None
         self._arena_size = 0
-        self._prepared: dict[int, Callable[[int], None]] = {}
+        self._prepared: dict[int, Run] = {}
 
     def _around(self, low: Lowered) -> tuple[list[Launch], str]:
         """The launches with those before and after them: rows and scalars come in, the loss goes out."""
@@ -121,7 +121,7 @@ class GraphRunner:
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
-    def _at(self, n: int) -> Callable[[int], None]:
+    def _at(self, n: int) -> Run:
         prepared = self._prepared.get(n)
         if prepared is None:
             small = self.one_block.fits(n)
@@ -134,10 +134,14 @@ class GraphRunner:
             prepared = self._prepared[n] = self.one_block.at(n, places) if small else self._in_graphs(n, places)
         return prepared
 
-    def _in_graphs(self, n: int, places: Mapping[str, int]) -> Callable[[int], None]:
+    def _in_graphs(self, n: int, places: Mapping[str, int]) -> Run:
         sizes = (bytes_of(v, n) for v in (*self._batch.values(), *self._owned.values()))
         longest = max(self.plan.lowered.longest(n), *sizes)
-        return Steps(self._device, Launches(self._device, self.plan, n, longest).at(places))
+        launches, point = Launches(self._device, self.plan, n, longest), self.plan.kernels(wide=False)("point")
+        header = self._places[batches.HEADER]
+        return Steps(
+            self._device, lambda entries: self._device.launch(point, 1, [header, *entries]), launches.at(places)
+        )
 
     def _forget(self) -> None:
         """Drop all graphs, which know addresses and kernels that are no longer right; none of them may be running."""
@@ -182,12 +186,8 @@ class GraphRunner:
             device.contiguous(scalars[name.removeprefix("scalars.")], v.dtype.name) for name, v in self._scalars.items()
         ]
         prepared = self._at(n)
-        small = self.one_block.fits(n)
-        code = self.one_block if small else self.plan
-        self.launches = 1 if small else len(self.plan.launches)
-        header = [self._places[batches.HEADER], 0, chosen, device.address(losses), *map(device.address, given)]
-        device.launch(code.kernels(wide=False)("point"), 1, header)
-        prepared(steps)
+        self.launches = 1 if self.one_block.fits(n) else len(self.plan.launches)
+        prepared([0, chosen, device.address(losses), *map(device.address, given)], steps)
 
 
 class GraphFunction:
