@@ -65,7 +65,7 @@ class Own:
         self._batches = itertools.cycle(self._all)
         if way != "many":
             self.net.load_params(self._start)
-            self._settle()
+            self._forget()
             return
         if self._runner is None:  # one of its own, by the backend's public contract
             backend, step = self.backend, self.trainer._step
@@ -78,10 +78,12 @@ class Own:
             self._beginning = {"params": params, "buffers": {}, "state": state}
         self._runner.load(self._beginning)
 
-    def _settle(self) -> None:
-        if self.precision == "mixed-float16" and self.trainer.steps == 0:
-            tree = self.trainer._tree()
-            self.trainer._load({**tree, "state": self._with_scale(tree["state"])})
+    def _forget(self) -> None:
+        """Start over: the optimiser remembers no step, and everybody's loss scale is the same."""
+        trainer = self.trainer
+        params = {name: trainer.model.params[name] for name in trainer.model.params}
+        trainer.steps = 0
+        trainer._load({**trainer._tree(), "state": self._with_scale(trainer._step.init(params, xp=self.backend.xp))})
 
     def _with_scale(self, state: Any) -> dict[str, Any]:
         """An optimiser's state with the loss scale that everybody starts from."""

@@ -114,12 +114,20 @@ class Cuda:
         kernel((blocks,), (THREADS,), given)
 
     def aside(self, call: Callable[[], None]) -> None:
-        self._turn_to(self._side, self._cupy.cuda.get_current_stream())
+        """Only in a capture, whose thread has the side stream to itself; elsewhere in order, which gives the same."""
+        if not self._is_capturing():
+            call()
+            return
+        self._turn_to(self._side, self._capturing)
         with self._side:
             call()
 
     def join(self) -> None:
-        self._turn_to(self._cupy.cuda.get_current_stream(), self._side)
+        if self._is_capturing():
+            self._turn_to(self._capturing, self._side)
+
+    def _is_capturing(self) -> bool:
+        return bool(self._cupy.cuda.get_current_stream().ptr == self._capturing.ptr)
 
     def _turn_to(self, later: Any, earlier: Any) -> None:
         """What is queued on one stream from here on waits for what is queued on another by now."""
