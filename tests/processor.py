@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import re
 import shutil
 import subprocess
+import threading
+from functools import cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
 from xbp_cupy.products import Product
 from xbp_cupy.reference import reference
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 THREADS = Path(__file__).parent / "cuda_host" / "threads.h"
-KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(THREADS, 4\) )?(\w+)\((.*)\) \{')
-FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-w")
+KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^{}]*)\) \{')
+# Fibers leave by longjmp for stacks that the hardened one does not know.
+FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-w", "-U_FORTIFY_SOURCE")
 BORDER = 256
+ALIGNED = 16  # bytes, of arrays that kernels read
+ONE_AT_A_TIME = threading.Lock()  # the threads of a block are this thread's fibers, and there is one set of them
 
 
 def dtype_of(name):
@@ -52,16 +60,24 @@ class Processor:
     """`xbp_cupy.graph.device.Device` on this machine.
 
     folder       where compiled kernels are kept
-    declined     epilogues that its products do not have
+    declined     epilogues that its products do not have ("" is none), or a function that says so of a product
     backwards    run blocks and threads in the opposite order
+    launches     kernels that were run, graphs or not; `products` are counted by themselves
+    graphs       how often something was captured; `replays` is how often such a graph was launched
     """
 
     def __init__(self, folder, declined=(), backwards=False):
-        self.folder, self.declined, self.backwards = Path(folder), set(declined), backwards
-        self.launches = 0
-        self.graphs = 0
+        self.folder, self.backwards = Path(folder), backwards
+        self.waiting = []  # what went aside
+        self.declined = declined if callable(declined) else lambda product: product.epilogue in declined
+        self.launches = self.products = self.graphs = self.replays = 0
+        self.texts = []  # that were compiled
+        self._captured = None  # what is to be launched, while that is only noted down
+
+    # --- memory ---------------------------------------------------------------------------------------------------
 
     def memory(self, size, *, zeroed=False):
+        assert self._captured is None, "memory is asked for during a capture"
         return HostMemory(size, zeroed)
 
     def view(self, memory, offset, shape, dtype, strides):
@@ -75,55 +91,144 @@ class Processor:
         return strided(array.ctypes.data + offset, array.dtype, shape, strides)
 
     def empty(self, shape, dtype):
-        return (
-            np.full(shape, 0xFF, np.uint8).astype(dtype_of(dtype))
-            if dtype == "bool"
-            else np.empty(shape, dtype_of(dtype))
-        )
+        assert self._captured is None, "an array is asked for during a capture"
+        array = np.empty(shape, dtype_of(dtype))
+        array.reshape(-1).view(np.uint8)[...] = 0xFF
+        return array
 
     def copy(self, source, target):
+        assert self._captured is None, "arrays are copied during a capture"
         target[...] = source
 
     def contiguous(self, array, dtype):
-        return np.require(np.ascontiguousarray(array, dtype_of(dtype)).reshape(np.shape(array)), requirements=["A"])
+        packed = np.ascontiguousarray(array, dtype_of(dtype)).reshape(np.shape(array))
+        if packed.ctypes.data % ALIGNED:
+            packed = packed.copy()
+        assert packed.ctypes.data % ALIGNED == 0
+        return packed
 
     def address(self, array):
         return array.ctypes.data
 
+    def synchronize(self):
+        assert self._captured is None, "the host waits during a capture"
+
+    # --- kernels --------------------------------------------------------------------------------------------------
+
     def compiled(self, text):
-        kernels = KERNEL.findall(text)
-        whole = f'#include "{THREADS}"\n{text}\n' + "\n".join(map(_entrance, *zip(*kernels, strict=True)))
-        target = self.folder / f"{hashlib.sha256((whole + THREADS.read_text()).encode()).hexdigest()[:32]}.so"
-        if not target.exists():
-            made = target.with_suffix(f".{id(self)}.so")
-            path = made.with_suffix(".cpp")
-            path.write_text(whole)
-            done = subprocess.run(
-                [COMPILER, *FLAGS, str(path), "-o", str(made)], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr[:5000]
-            made.rename(target)
-        library = ctypes.CDLL(str(target))
-        return lambda name: getattr(library, f"run_{name}")
+        assert self._captured is None, "kernels are compiled during a capture"
+        self.texts.append(text)
+        return built(text, self.folder).__getitem__
 
     def launch(self, kernel, blocks, arguments):
+        assert blocks >= 1
+        # CUDA reads as many bytes as the kernel declares, whatever it is given: addresses have 8.
+        assert [getattr(a, "itemsize", 8) for a in arguments] == kernel.sizes, f"arguments of {kernel.name}"
+        self._queue(partial(self._launch, kernel, blocks, (ctypes.c_longlong * len(arguments))(*map(int, arguments))))
+
+    def _launch(self, kernel, blocks, values):
         self.launches += 1
-        values = (ctypes.c_longlong * len(arguments))(*map(int, arguments))
-        kernel(blocks, int(self.backwards), values)
+        with ONE_AT_A_TIME:
+            kernel.run(blocks, int(self.backwards), values)
 
-    def synchronize(self):
-        pass
+    def _queue(self, run):
+        """Everything that the device does goes through here."""
+        if self._captured is None:
+            run()
+        else:
+            self._captured.append(run)
 
-    def accepts(self, product):
-        return product.epilogue not in self.declined
+    def aside(self, call):
+        """As late as may be, or at once: one of the two finds out whoever needs it earlier, or takes its place."""
+        if self.backwards:
+            call()
+        else:
+            self.waiting.append(call)
 
-    def product(self, product):
-        assert product.epilogue not in self.declined
-        return lambda *addresses: multiply(product, *addresses)
+    def join(self):
+        waiting, self.waiting = self.waiting, []
+        for call in waiting:
+            call()
 
     def captured(self, run):
+        assert self._captured is None
+        self._captured = []
+        try:
+            run()
+        finally:
+            noted, self._captured = self._captured, None
+        assert not self.waiting, "what went aside is not waited for, which no capture allows"
         self.graphs += 1
-        return run
+
+        def launch():
+            self.replays += 1
+            for step in noted:
+                self._queue(step)
+
+        return launch
+
+    # --- products -------------------------------------------------------------------------------------------------
+
+    def accepts(self, product):
+        return not self.declined(product)
+
+    def product(self, product):
+        assert self.accepts(product)
+        return lambda *addresses: self._queue(partial(self._multiply, product, addresses))
+
+    def _multiply(self, product, addresses):
+        self.products += 1
+        with np.errstate(all="ignore"):  # of which a device says nothing either
+            multiply(product, *addresses)
+
+
+class Kernel(NamedTuple):
+    """A kernel that was compiled, and the bytes of each of its parameters."""
+
+    name: str
+    run: Any
+    sizes: list[int]
+
+
+def built(text, folder):
+    """The kernels of a text, by name."""
+    kernels = [(name, re.split(r",\s*", parameters)) for name, parameters in KERNEL.findall(text)]
+    assert len(kernels) == text.count("__global__ void"), "a kernel is declared in words that are not understood here"
+    whole = f'#include "{THREADS}"\n{text}\n' + "\n".join(_entrance(*kernel) for kernel in kernels)
+    name = hashlib.sha256((whole + _threads() + " ".join(FLAGS)).encode()).hexdigest()[:32]
+    library = _loaded(Path(folder) / f"{name}.so", whole)
+    wide = "typedef long long index_t;" in text
+    return {
+        name: Kernel(name, getattr(library, f"run_{name}"), [_size(parameter, wide) for parameter in parameters])
+        for name, parameters in kernels
+    }
+
+
+def _size(parameter, wide):
+    """Bytes of a parameter of a kernel."""
+    t = parameter.removeprefix("const ").rpartition(" ")[0]
+    return 8 if "*" in parameter else {"int": 4, "long long": 8, "index_t": 8 if wide else 4}[t]
+
+
+@cache
+def _threads():
+    return THREADS.read_text()
+
+
+@cache
+def _loaded(target, whole):
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = target.with_suffix(f".{os.getpid()}-{threading.get_ident()}.so")
+        path = made.with_suffix(".cpp")
+        path.write_text(whole)
+        done = subprocess.run(
+            [COMPILER, *FLAGS, str(path), "-o", str(made)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[:5000]
+        path.unlink()
+        made.rename(target)
+    return ctypes.CDLL(str(target))
 
 
 class _Keeping(np.ndarray):
@@ -141,14 +246,14 @@ class _Keeping(np.ndarray):
 def _entrance(name, parameters):
     """A function that any argument list can be given to as 64-bit numbers."""
     given = []
-    for k, parameter in enumerate(parameters.split(", ")):
+    for k, parameter in enumerate(parameters):
         t = parameter.rpartition(" ")[0] + ("*" if "*" in parameter else "")
         t = t.replace("__restrict__", "").replace("**", "*")
         given.append(f"({t})values[{k}]")
-    call = f"{name}({', '.join(given)})"
     return (
+        f"static void work_{name}(const long long *values) {{ {name}({', '.join(given)}); }}\n"
         f'extern "C" void run_{name}(int blocks, int backwards, const long long *values) '
-        f"{{ fibers::grid(blocks, THREADS, backwards, [=] {{ {call}; }}); }}"
+        f"{{ fibers::grid(blocks, THREADS, backwards, work_{name}, values); }}"
     )
 
 

@@ -168,3 +168,18 @@ def test_a_helper_that_cannot_be_had_is_done_without(monkeypatch):
     monkeypatch.setattr(threads, "_team", None)
     monkeypatch.setattr(threads.threading, "Thread", refuse)
     assert ns.trainer(described, "numba").step(x, t, w) == with_helper
+
+
+def test_a_new_value_waits_where_the_old_one_is_read_for_many_entries():
+    recorder = Recorder(5)
+    xp = recorder.xp
+    p = recorder.input("params.p", (6, 4))
+    x, t = recorder.input("x", ("N", 2)), recorder.input("t", ("N",), "int32")
+    new = p * xp.reshape(p, (24,))[:4]  # every row of the new value reads the first one of the old
+    loss = xp.sum(x) + xp.sum(xp.astype(t, x.dtype))
+    program = optimised(recorder.program("step", {"params.p": new, "loss": loss}))
+    start = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    runner = xbp.get_backend("numpy").compile(program, "numba")
+    runner.load({"params": {"p": start}, "buffers": {}, "state": {}})
+    runner.step(np.ones((3, 2), np.float32), np.zeros(3, np.int32), None, {})
+    np.testing.assert_array_equal(runner.read()["params"]["p"], start * start[0])

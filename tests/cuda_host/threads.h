@@ -1,11 +1,11 @@
 // CUDA's threads on one processor, for running generated kernels where there is no device: every thread of a block is a
 // fiber, which runs until it waits for others. Whoever waits where others never come is reported, and the order in which
 // threads run can be turned round, which shows what depends on it.
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
+#include <math.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
 
 #define __global__
@@ -20,21 +20,52 @@ struct Number { unsigned x; };
 static Number threadIdx, blockIdx;
 
 namespace fibers {
+typedef void Work(const long long *values);  // a kernel, with its arguments
 enum State { READY, AT_EXCHANGE, AT_BARRIER, DONE };
-const int THREADS_MOST = 1024, STACK = 64 * 1024;
-static ucontext_t home, contexts[THREADS_MOST];
-static State states[THREADS_MOST];
-static char *stacks = nullptr;
-static long long slots[THREADS_MOST];
-static std::function<void()> work;
-static int current;
+const int MOST = 1024, STACK = 64 * 1024;
+static ucontext_t beginnings[MOST];
+static jmp_buf home, places[MOST];  // where the one who runs them goes on, and where each fiber does
+static State states[MOST];
+static int made = 0, current;
+static bool begun[MOST];
+static long long slots[MOST];
+static Work *work;
+static const long long *arguments;
 
-static void enter() { work(); states[current] = DONE; swapcontext(&contexts[current], &home); }
+static void leave() {
+    if (!_setjmp(places[current])) _longjmp(home, 1);
+}
+
+static void live() {  // through all blocks of all launches
+    for (;;) {
+        work(arguments);
+        states[current] = DONE;
+        leave();
+    }
+}
+
+static void make(int threads) {
+    for (; made < threads; ++made) {
+        getcontext(&beginnings[made]);
+        beginnings[made].uc_stack.ss_sp = malloc(STACK);
+        beginnings[made].uc_stack.ss_size = STACK;
+        beginnings[made].uc_link = nullptr;
+        makecontext(&beginnings[made], live, 0);
+    }
+}
+
+static __attribute__((noinline)) void go_on(int t) {
+    current = t;
+    threadIdx.x = t;
+    if (_setjmp(home)) return;
+    if (begun[t]) _longjmp(places[t], 1);
+    begun[t] = true;
+    setcontext(&beginnings[t]);
+}
 
 static void wait(State state) {
-    const int self = current;
-    states[self] = state;
-    swapcontext(&contexts[self], &home);
+    states[current] = state;
+    leave();
 }
 
 static bool all(int from, int to, State state) {  // that still run, of which there is one at least
@@ -48,24 +79,14 @@ static bool all(int from, int to, State state) {  // that still run, of which th
 }
 
 static void block(int threads, bool backwards) {
-    if (!stacks) stacks = (char *)malloc((size_t)THREADS_MOST * STACK);
-    for (int t = 0; t < threads; ++t) {
-        getcontext(&contexts[t]);
-        contexts[t].uc_stack.ss_sp = stacks + (size_t)t * STACK;
-        contexts[t].uc_stack.ss_size = STACK;
-        contexts[t].uc_link = &home;
-        makecontext(&contexts[t], enter, 0);
-        states[t] = READY;
-    }
+    for (int t = 0; t < threads; ++t) states[t] = READY;
     for (;;) {
         bool ran = false;
         for (int k = 0; k < threads; ++k) {
             const int t = backwards ? threads - 1 - k : k;
             if (states[t] != READY) continue;
             ran = true;
-            current = t;
-            threadIdx.x = t;
-            swapcontext(&home, &contexts[t]);
+            go_on(t);
         }
         if (ran) continue;
         bool freed = false;
@@ -88,8 +109,10 @@ static void block(int threads, bool backwards) {
     }
 }
 
-static void grid(int blocks, int threads, bool backwards, std::function<void()> kernel) {
+static void grid(int blocks, int threads, bool backwards, Work *kernel, const long long *values) {
+    make(threads);
     work = kernel;
+    arguments = values;
     for (int b = 0; b < blocks; ++b) {
         blockIdx.x = backwards ? blocks - 1 - b : b;
         block(threads, backwards);
