@@ -79,7 +79,9 @@ class Loop(Memory):
             for a in self._leaves(op):
                 if a.row == a.column == ZERO:
                     continue
-                if a.offset != ZERO or not _same_space(a.root, shape):
+                aligned = same(shape[0], 1) or a.row == plain[0]
+                aligned = aligned and (same(shape[1], 1) or a.column == plain[1])
+                if a.offset != ZERO or not aligned or not _same_space(a.root, shape):
                     return False
             if any(self._grows(v) for v in op.operands):
                 return False
