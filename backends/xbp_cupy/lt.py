@@ -49,7 +49,8 @@ _LAYOUT: dict[str, tuple[int, Any]] = {
     "ld": (4, ctypes.c_int64),
 }
 # cublasLtMatmulPreferenceAttributes_t
-_WORKSPACE, _ALIGNMENT_A, _ALIGNMENT_B, _ALIGNMENT_C, _ALIGNMENT_D = 1, 5, 6, 7, 8
+_WORKSPACE, _REDUCTIONS, _ALIGNMENT_A, _ALIGNMENT_B, _ALIGNMENT_C, _ALIGNMENT_D = 1, 3, 5, 6, 7, 8
+_WIDE_SUMS = 2  # cublasLtReductionScheme_t: parts of a sum are added up in what is computed in, not in D's dtype
 _LARGEST = 256  # alignment in bytes beyond which the library makes no difference: its default
 # cublasStatus_t: the answers that say "not like this", after which a simpler product may do
 _DECLINES = {7: "INVALID_VALUE", 8: "ARCH_MISMATCH", 15: "NOT_SUPPORTED"}
@@ -301,7 +302,9 @@ class Handle:
 
     def _prefer(self, preference: Any, workspace: int, aligned: tuple[int, int, int]) -> None:
         a, b, d = (ctypes.c_uint32(n) for n in aligned)
-        values = {_WORKSPACE: ctypes.c_uint64(workspace), _ALIGNMENT_A: a, _ALIGNMENT_B: b}
+        sums = ctypes.c_uint32(_WIDE_SUMS)
+        values: dict[int, Any] = {_WORKSPACE: ctypes.c_uint64(workspace), _REDUCTIONS: sums}
+        values |= {_ALIGNMENT_A: a, _ALIGNMENT_B: b}
         for number, held in {**values, _ALIGNMENT_C: d, _ALIGNMENT_D: d}.items():
             where = ctypes.addressof(held)
             self.library.call("MatmulPreferenceSetAttribute", preference, number, where, ctypes.sizeof(held))
