@@ -124,9 +124,12 @@ class Processor:
         assert blocks >= 1
         # CUDA reads as many bytes as the kernel declares, whatever it is given: addresses have 8.
         assert [getattr(a, "itemsize", 8) for a in arguments] == kernel.sizes, f"arguments of {kernel.name}"
-        self._queue(partial(self._launch, kernel, blocks, (ctypes.c_longlong * len(arguments))(*map(int, arguments))))
+        # A struct is read now, whenever the kernel runs.
+        given = [a.copy() if isinstance(a, np.ndarray) else int(a) for a in arguments]
+        values = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in given]
+        self._queue(partial(self._launch, kernel, blocks, (ctypes.c_longlong * len(values))(*values), given))
 
-    def _launch(self, kernel, blocks, values):
+    def _launch(self, kernel, blocks, values, given):
         self.launches += 1
         with ONE_AT_A_TIME:
             kernel.run(blocks, int(self.backwards), values)
@@ -197,16 +200,18 @@ def built(text, folder):
     whole = f'#include "{THREADS}"\n{text}\n' + "\n".join(_entrance(*kernel) for kernel in kernels)
     name = hashlib.sha256((whole + _threads() + " ".join(FLAGS)).encode()).hexdigest()[:32]
     library = _loaded(Path(folder) / f"{name}.so", whole)
-    wide = "typedef long long index_t;" in text
     return {
-        name: Kernel(name, getattr(library, f"run_{name}"), [_size(parameter, wide) for parameter in parameters])
+        name: Kernel(name, getattr(library, f"run_{name}"), [_size(parameter, text) for parameter in parameters])
         for name, parameters in kernels
     }
 
 
-def _size(parameter, wide):
-    """Bytes of a parameter of a kernel."""
+def _size(parameter, text):
+    """Bytes of a parameter of a kernel. The members of a struct are addresses and 64-bit numbers."""
     t = parameter.removeprefix("const ").rpartition(" ")[0]
+    if t == "Given":
+        return 8 * re.search(r"struct Given \{([^}]*)\}", text)[1].count(";")
+    wide = "typedef long long index_t;" in text
     return 8 if "*" in parameter else {"int": 4, "long long": 8, "index_t": 8 if wide else 4}[t]
 
 
@@ -249,7 +254,7 @@ def _entrance(name, parameters):
     for k, parameter in enumerate(parameters):
         t = parameter.rpartition(" ")[0] + ("*" if "*" in parameter else "")
         t = t.replace("__restrict__", "").replace("**", "*")
-        given.append(f"({t})values[{k}]")
+        given.append(f"*(const Given *)values[{k}]" if t == "const Given" else f"({t})values[{k}]")
     return (
         f"static void work_{name}(const long long *values) {{ {name}({', '.join(given)}); }}\n"
         f'extern "C" void run_{name}(int blocks, int backwards, const long long *values) '

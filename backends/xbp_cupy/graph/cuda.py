@@ -110,7 +110,7 @@ class Cuda:
         return _module(self._cupy, self._here.id, f"sm_{self._kind.capability}", text)
 
     def launch(self, kernel: Any, blocks: int, arguments: Sequence[Any]) -> None:
-        given = tuple([a if isinstance(a, np.generic) else np.int64(a) for a in arguments])
+        given = tuple([np.int64(a) if isinstance(a, int) else a for a in arguments])
         kernel((blocks,), (THREADS,), given)
 
     def aside(self, call: Callable[[], None]) -> None:
@@ -233,7 +233,8 @@ class Cuda:
 
     def best(self, descriptor: Descriptor, addresses: tuple[int, int, int], *, tuned: bool = True) -> Algorithm:
         """The fastest algorithm for operands that lie so. Not while a stream is captured."""
-        aligned = (alignment(addresses[0]), alignment(addresses[1]), alignment(addresses[2]))
+        a, b, d = (min(BORDER, alignment(address)) for address in addresses)
+        aligned = (a, b, d)
         product, library = descriptor.product, self._handle.library
         with self._lock:
             if not tuned:
@@ -314,7 +315,7 @@ class _Multiply:
     def __call__(self, a: int, b: int, d: int, *epilogue: int) -> None:
         if self._names:
             self._descriptor.set_pointers(**dict(zip(self._names, epilogue, strict=True)))
-        lying = tuple(alignment(address) for address in (a, b, d, *epilogue))
+        lying = tuple(min(BORDER, alignment(address)) for address in (a, b, d, *epilogue))
         algorithm = self._algorithms.get(lying)
         if algorithm is None:
             algorithm = self._algorithms[lying] = self._device.best(self._descriptor, (a, b, d), tuned=self._tuned)

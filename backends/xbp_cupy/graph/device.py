@@ -61,7 +61,9 @@ class Device(Protocol):
         """The kernels of a text of CUDA C++, by name."""
 
     def launch(self, kernel: Any, blocks: int, arguments: Sequence[Any]) -> None:
-        """Run a kernel. Sizes are NumPy's numbers of 32 or 64 bits, as the kernel has them; addresses are integers."""
+        """Run a kernel. Sizes are NumPy's numbers of 32 or 64 bits, as the kernel has them; addresses are integers; a
+        struct is an array of one entry, which is read before this returns.
+        """
 
     def accepts(self, product: Product) -> bool:
         """Whether there is such a product, and its epilogue does what `xbp_cupy.reference` says."""

@@ -192,29 +192,31 @@ def in_one_block(launches: Sequence[Launch], entries: int) -> Launch:
     """All launches, one after the other, as one kernel of a single block, which takes many steps.
 
     No launch is waited for, only barriers; what one thread writes the others see after the next. The entries of the
-    header come as arguments, so that it needs no kernel of its own.
+    header and all addresses come in one struct, in that order: passing arguments one by one takes the host longer than
+    the device needs for a step.
     """
     names = {HEADER: "a0"}
     types = {HEADER: "long long"}
-    given = [f"v{k}" for k in range(entries)]
-    lines = ["if (threadIdx.x == 0) {", *(f"a0[{k}] = {v};" for k, v in enumerate(given)), "}", "__syncthreads();"]
-    lines.append("for (int k = 0; k < steps; ++k) {")
+    lines = ["if (threadIdx.x == 0) {", *(f"given.a0[{k}] = given.v{k};" for k in range(entries)), "}"]
+    lines += ["__syncthreads();", "for (int k = 0; k < steps; ++k) {"]
     for launch in launches:
         for b in launch.bodies:
             for place, declared in zip(b.arguments, b.parameters(), strict=True):
                 names.setdefault(place, f"a{len(names)}")
                 types[place] = declared.removeprefix("const ").rpartition(" *")[0]
-            lines.append(f"    {b.name}({', '.join(['0', '1', 'n', *(names[place] for place in b.arguments)])});")
-        lines.append("    __syncthreads();")
+            pointers = [f"given.{names[place]}" for place in b.arguments]
+            lines.append(f"{b.name}({', '.join(['0', '1', 'n', *pointers])});")
+        lines.append("__syncthreads();")
     lines.append("}")
     # Neither const nor restrict: what is read here has been written here.
-    parameters = [f"const long long {v}" for v in given]
-    parameters += [f"{types[place]} *{name}" for place, name in names.items()]
-    head = ", ".join(["const index_t n", "const int steps", *parameters])
+    members = [f"long long v{k};" for k in range(entries)]
+    members += [f"{types[place]} *{name};" for place, name in names.items()]
+    head = "const index_t n, const int steps, const Given given"
     whole = f'extern "C" __global__ void __launch_bounds__(THREADS, 1) {ONE_BLOCK}({head}) {{\n{joined(lines, 1)}\n}}\n'
-    functions = tuple(text for launch in launches for text in launch.functions)
+    functions = [text for launch in launches for text in launch.functions]
     bodies = tuple(b for launch in launches for b in launch.bodies)
-    return Launch(ONE_BLOCK, bodies, tuple(names), functions, whole)
+    struct = f"struct Given {{\n{joined(members, 1)}\n}};\n"
+    return Launch(ONE_BLOCK, bodies, tuple(names), (*functions, struct), whole)
 
 
 def kernel(name: str, bodies: Sequence[Body | Written], before: Launch | None = None) -> Launch:

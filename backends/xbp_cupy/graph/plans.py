@@ -153,15 +153,16 @@ class OneBlock:
     """
 
     def __init__(self, program: Program, device: Device, around: Around, entries: int) -> None:
-        self._device = device
+        self._device, self._entries = device, entries
         self.lowered = Lowered(program, by_library=False)
         self._launch = in_one_block(around(self.lowered)[0], entries)
+        self._count = len(self._launch.places)
         self._products = [b for b in self._launch.bodies if isinstance(b, ProductBody)]
         self._kernels: Callable[[str], Any] | None = None
 
     def fits(self, n: int) -> bool:
         """Whether a step on n rows is small enough."""
-        few = len(self._launch.places) <= MOST_POINTERS
+        few = self._count + self._entries <= MOST_POINTERS
         return few and sum(b.multiplications(n) for b in self._products) <= SMALL
 
     def text(self, *, wide: bool = False) -> str:
@@ -172,9 +173,14 @@ class OneBlock:
         if self._kernels is None:
             self._kernels = self._device.compiled(self.text())
         kernel = self._kernels(self._launch.name)
-        pointers = [np.int64(places[place]) for place in self._launch.places]
-        rows = np.int32(n)
-        return lambda header, steps: self._device.launch(kernel, 1, [rows, np.int32(steps), *header, *pointers])
+        rows, given = np.int32(n), np.zeros(1, [("header", np.int64, self._entries), ("places", np.int64, self._count)])
+        given["places"] = [places[place] for place in self._launch.places]
+
+        def run(header: list[int], steps: int) -> None:
+            given["header"] = header
+            self._device.launch(kernel, 1, [rows, np.int32(steps), given])
+
+        return run
 
 
 class Steps:
