@@ -6,7 +6,6 @@ queued on the thread's current stream, as CuPy's own operations are, so that the
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,21 +20,17 @@ from xbp.typing import Array
 from ..lt import Algorithm, Declined, Descriptor, Handle, Library, alignment
 from ..nvrtc import cubin
 from ..products import Product
-from ..reference import mask_of, product_of, reference
 from ..tuning import Device as Kind
 from ..tuning import Tuning, key_of
 from .bodies import THREADS
 from .device import Memory
+from .trials import Proofs, Trial
 
 __all__ = ["Cuda"]
 
 WORKSPACE = 32 * 2**20  # bytes for a product, which is what frameworks give on large devices
 CANDIDATES = 16
 BORDER = 16  # bytes, of what kernels read at once
-TIMED = (20, 2)  # runs of a candidate that are timed together: of small products, of large ones
-LARGE = 10**9  # multiplications
-
-log = logging.getLogger(__name__)
 
 
 class Cuda:
@@ -53,7 +48,7 @@ class Cuda:
             self._capturing, self._side = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         self._kind = _kind(cupy, id)
         self._workspaces: dict[int, Memory] = {}
-        self._known: dict[Product, bool] = {}  # kinds of products that were compared with the reference
+        self._proofs = Proofs(cupy, lambda product: _Multiply(self, product, tuned=False))
 
     # --- memory ---------------------------------------------------------------------------------------------------
 
@@ -166,54 +161,7 @@ class Cuda:
                 self._handle.candidates(descriptor, WORKSPACE, 1, (BORDER,) * 3)
             except Declined:
                 return False
-            return not product.epilogue or self._proven(product_of(40, 24, 16, product))
-
-    def _proven(self, small: Product) -> bool:
-        """Whether a small product comes out as the reference has it: where ReLU's argument is 0 as well."""
-        if small not in self._known:
-            self._known[small] = self._as_reference(small)
-            if not self._known[small]:
-                log.warning("cuBLASLt %s computes the %s differently.", self._handle.library.version, small)
-        return self._known[small]
-
-    def _as_reference(self, small: Product) -> bool:
-        rng = np.random.default_rng(0)
-        (rows_a, columns_a), (rows_b, columns_b), _ = small.stored
-        a, b = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((rows_a, columns_a), (rows_b, columns_b)))
-        b[..., :2] = 0.0  # of which ReLU makes 0, and whose gradient is 0
-        bias = rng.integers(-1, 2, small.bias_length).astype(np.float32)
-        aux = mask_of(rng.random((small.m, small.n)) < 0.5, small.aux_ld) if small.aux else None
-        left, right = (a.T if small.a.transposed else a), (b.T if small.b.transposed else b)
-        wanted = reference(small, left, right, bias, aux)
-        on_device = [
-            self._by_columns(a, small.a.ld, small.a.dtype),
-            self._by_columns(b, small.b.ld, small.b.dtype),
-            self._by_columns(np.zeros((small.m, small.n), np.float32), small.d.ld, small.d.dtype),
-        ]
-        beside = [self._by_columns(bias[:, None], max(1, small.bias_length), small.d.dtype)] if len(bias) else []
-        beside += [] if aux is None else [self._cupy.asarray(aux)]
-        _Multiply(self, small, tuned=False)(*map(self.address, on_device), *map(self.address, beside))
-        found = self._numbers_of(on_device[2], small.d.dtype).reshape(small.n, small.d.ld)[:, : small.m].T
-        if not np.array_equal(found, wanted.d):
-            return False
-        if wanted.bias is not None and not np.array_equal(self._numbers_of(beside[0], small.d.dtype), wanted.bias):
-            return False
-        return wanted.aux is None or np.array_equal(_bits_of(beside[-1].get(), small.m), _bits_of(wanted.aux, small.m))
-
-    def _by_columns(self, matrix: np.ndarray, ld: int, dtype: str) -> Any:
-        """A host matrix of small whole numbers, which every dtype has, as the library keeps one."""
-        rows, columns = matrix.shape
-        padded = np.zeros((columns, ld), np.float32)
-        padded[:, :rows] = matrix.T
-        if dtype == "bfloat16":
-            return self._cupy.asarray((padded.view(np.uint32) >> 16).astype(np.uint16))
-        return self._cupy.asarray(padded.astype(dtype))
-
-    def _numbers_of(self, array: Any, dtype: str) -> np.ndarray:
-        host: np.ndarray = array.get().ravel()
-        if dtype == "bfloat16":
-            return (host.astype(np.uint32) << 16).view(np.float32)
-        return host.astype(np.float64 if dtype == "float64" else np.float32)
+            return not product.epilogue or self._proofs.hold(product)
 
     def product(self, product: Product) -> _Multiply:
         return _Multiply(self, product)
@@ -242,65 +190,9 @@ class Cuda:
             return _tuning().best(
                 key_of(product, WORKSPACE, library.version, self._kind, aligned),
                 lambda: self._handle.candidates(descriptor, WORKSPACE, CANDIDATES, aligned),
-                self._timed(product, aligned),
+                Trial(self, self._cupy, library.descriptor(product), aligned).seconds,
                 lambda algorithm: self._handle.accepted(descriptor, algorithm),
             )
-
-    def _timed(self, product: Product, aligned: tuple[int, int, int]) -> Callable[[Algorithm], float]:
-        """A function that times an algorithm on operands of its own, which are numbers and not zeros.
-
-        Several runs make one graph, so that a small product is not timed by how fast the host can queue it.
-        """
-        memories: list[Memory] = []
-        addresses: list[int] = []
-        graphs: dict[bytes, Callable[[], None]] = {}
-        descriptor = self._handle.library.descriptor(product)
-        runs = TIMED[product.m * product.n * product.k >= LARGE]
-        event = self._cupy.cuda.Event
-
-        def prepare() -> None:
-            matrices = (product.a, product.b, product.d)
-            for matrix, (_, columns), border in zip(matrices, product.stored, aligned, strict=True):
-                filled = self._numbers(matrix.ld * columns, matrix.dtype)
-                shift = border % 256  # no better aligned than the operands themselves
-                memory = self.memory(filled.nbytes + 512)
-                self.copy(filled, self.view(memory, shift, filled.shape, filled.dtype.name, (1,)))
-                memories.append(memory)
-                addresses.append(memory.address + shift)
-            extra = self.memory(max(8 * (product.bias_length or 1), product.aux_bytes, 256), zeroed=True)
-            memories.append(extra)
-            descriptor.set_pointers(**dict.fromkeys(descriptor.missing(), extra.address))
-
-        def seconds(algorithm: Algorithm) -> float:
-            if not addresses:
-                prepare()
-            a, b, d = addresses
-
-            def repeated() -> None:
-                for _ in range(runs):
-                    self.multiply(descriptor, algorithm, a, b, d)
-
-            if algorithm.data not in graphs:
-                self.multiply(descriptor, algorithm, a, b, d)  # loads what has to be loaded
-                graphs[algorithm.data] = self.captured(repeated)
-            graph = graphs[algorithm.data]
-            graph()
-            start, stop = event(), event()
-            start.record()
-            graph()
-            stop.record()
-            stop.synchronize()
-            return float(self._cupy.cuda.get_elapsed_time(start, stop))
-
-        return seconds
-
-    def _numbers(self, count: int, dtype: str) -> Any:
-        """Numbers between -1 and 1, as bits where CuPy does not have the dtype."""
-        cupy = self._cupy
-        values = ((cupy.arange(count, dtype=cupy.int32) * 7919) % 2001 - 1000).astype(cupy.float32) / 1000
-        if dtype == "bfloat16":
-            return (values.view(cupy.uint32) >> 16).astype(cupy.uint16)
-        return values.astype(dtype)
 
 
 class _Multiply:
@@ -320,11 +212,6 @@ class _Multiply:
         if algorithm is None:
             algorithm = self._algorithms[lying] = self._device.best(self._descriptor, (a, b, d), tuned=self._tuned)
         self._device.multiply(self._descriptor, algorithm, a, b, d)
-
-
-def _bits_of(mask: np.ndarray, m: int) -> np.ndarray:
-    """The bits of a mask that belong to entries; nobody says what the others are."""
-    return np.unpackbits(mask.view(np.uint8), axis=1, bitorder="little")[:, :m]
 
 
 def _dtype(name: str) -> np.dtype[Any]:
