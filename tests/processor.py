@@ -195,6 +195,7 @@ class Kernel(NamedTuple):
 
 def built(text, folder):
     """The kernels of a text, by name."""
+    assert "__global__" in text, "NVRTC takes no text without a kernel"
     kernels = [(name, re.split(r",\s*", parameters)) for name, parameters in KERNEL.findall(text)]
     assert len(kernels) == text.count("__global__ void"), "a kernel is declared in words that are not understood here"
     whole = f'#include "{THREADS}"\n{text}\n' + "\n".join(_entrance(*kernel) for kernel in kernels)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from xbp.errors import NotCompiled, ShapeError
 from xbp_cupy.lt import Algorithm, Declined
 from xbp_cupy.products import Matrix, Product
-from xbp_cupy.tuning import FILE, Device, Tuning, key_of
+from xbp_cupy.tuning import FILE, DeviceKind, Tuning, key_of
 
-H200 = Device("NVIDIA H200", "90")
+H200 = DeviceKind("NVIDIA H200", "90")
 PRODUCT = Product(10, 128, 256, Matrix("float32", 10), Matrix("float32", 256), Matrix("float32", 16))
 KEY = key_of(PRODUCT, 1 << 20, 131000, H200)
 
@@ -122,8 +122,8 @@ def test_what_the_library_says_of_a_stored_one_counts(tmp_path):
 OTHERS = [
     key_of(PRODUCT, 1 << 21, 131000, H200),
     key_of(PRODUCT, 1 << 20, 131001, H200),
-    key_of(PRODUCT, 1 << 20, 131000, Device("NVIDIA H100", "90")),
-    key_of(PRODUCT, 1 << 20, 131000, Device("NVIDIA H200", "100")),
+    key_of(PRODUCT, 1 << 20, 131000, DeviceKind("NVIDIA H100", "90")),
+    key_of(PRODUCT, 1 << 20, 131000, DeviceKind("NVIDIA H200", "100")),
     key_of(PRODUCT, 1 << 20, 131000, H200, (16, 256, 256)),
     *(
         key_of(dataclasses.replace(PRODUCT, **change), 1 << 20, 131000, H200)

@@ -314,7 +314,7 @@ def _make(name: str, load: Callable[[], Factory], device: str | None) -> Backend
         backend = load()(device)
     except BackendUnavailable:
         raise
-    except Exception as error:  # a plug-in may fail in any way; the user needs its name and its reason
+    except (Exception, SystemExit) as error:  # a plug-in may fail in any way; the user needs its name and its reason
         raise BackendUnavailable(f"Backend {name!r} failed to start: {type(error).__name__}: {error}") from error
     if not isinstance(backend, Backend):
         raise BackendUnavailable(

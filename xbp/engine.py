@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 from .backend import Backend
 from .budget import needed, pieces_that_fit
-from .errors import RecordingError, ShapeError, XBPError
+from .errors import MemoryExceeded, RecordingError, ShapeError, XBPError
 from .losses import SoftmaxCrossEntropy
 from .optimizers import global_norm
 from .program import MeasuredProgram, Memory, readable
@@ -131,7 +131,7 @@ class Engine:
         key = None if self._as_written else look  # the eager one takes batches of any look
         runner = self._runners.get(key)
         if runner is None:
-            runner = self._runners[key] = self._compiled(look)
+            runner = self._runners[key] = self._compiled(look, rows)
         if runner is not self._current:
             tree = self.read()
             self._current = None  # until the values have moved there is no owner but `_tree`
@@ -145,7 +145,7 @@ class Engine:
         """Whether steps are calls of the step itself, and not of a program of it."""
         return self.name == "eager" and not self._interprets
 
-    def _compiled(self, look: Signature) -> Runner:
+    def _compiled(self, look: Signature, rows: int) -> Runner:
         while not self._as_written:
             try:
                 if self._step.accumulate > 1:
@@ -154,7 +154,10 @@ class Engine:
                 if self.name == "eager":
                     return FunctionRunner(program, self._backend, self.name, self._backend.interpreted(program))
                 runner: Runner = self._backend.compile(program, self.name)
+                runner.prepare(rows)
                 return runner
+            except MemoryExceeded:
+                raise  # another engine would need no less
             except XBPError as error:
                 self._give_up(error)
         return self._runners.setdefault(None, EagerRunner(self._step, self._backend))

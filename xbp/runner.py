@@ -23,6 +23,9 @@ class Runner(Protocol):
 
     engine: str
 
+    def prepare(self, rows: int) -> None:
+        """Get ready for batches of so many rows, so that what fails does so before a step. May be left undone."""
+
     def load(self, tree: Tree) -> None:
         """Take over parameters, buffers and optimiser state; the arrays given are never written to."""
 
@@ -50,6 +53,9 @@ class EagerRunner:
         self._step = step
         self._backend = backend
         self._tree: Tree = {}
+
+    def prepare(self, rows: int) -> None:
+        """There is nothing to prepare."""
 
     def load(self, tree: Tree) -> None:
         self._tree = {section: dict(arrays) for section, arrays in tree.items()}
@@ -84,6 +90,9 @@ class FunctionRunner:
         self._function = function
         self._names = tuple(program.inputs)
         self._arrays: dict[str, Array] = {}
+
+    def prepare(self, rows: int) -> None:
+        """There is nothing to prepare."""
 
     def load(self, tree: Tree) -> None:
         self._arrays = flat(tree)

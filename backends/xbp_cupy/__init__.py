@@ -21,13 +21,12 @@ from xbp.program import PRECISIONS, Program
 from xbp.runner import Runner
 from xbp.typing import Array, DType, Namespace
 
-from .graph.cuda import Cuda
+from .graph.cuda import WORKSPACE, Cuda
 from .graph.runner import GraphFunction, GraphRunner, arena_of
-from .libraries import load
+from .libraries import INSTALL, load
 
-__all__ = ["Cuda", "CupyBackend", "GraphFunction", "GraphRunner", "arena_of", "backend", "load"]
+__all__ = ["INSTALL", "WORKSPACE", "Cuda", "CupyBackend", "GraphFunction", "GraphRunner", "arena_of", "backend", "load"]
 
-INSTALL = "pip install 'xbp[cuda12]' or pip install 'xbp[cuda13]', whichever CUDA the driver supports"
 CREATION = ("arange", "asarray", "empty", "eye", "full", "linspace", "ones", "zeros")  # most ignore their device=
 
 
@@ -68,7 +67,9 @@ class CupyBackend(Backend):
         return GraphFunction(program, self._cuda)
 
     def arena(self, program: Program, engine: str) -> Callable[[int], int] | None:
-        return arena_of(program) if engine == "graph" else None
+        if engine != "graph" or (arena := arena_of(program)) is None:
+            return None
+        return lambda n: arena(n) + WORKSPACE
 
     @cached_property
     def _cuda(self) -> Cuda:

@@ -148,7 +148,7 @@ def _of_cupy(installed: Mapping[str, str], seen: Driver) -> Iterator[Finding]:
         warnings.simplefilter("ignore")  # of several wheels, which is told above
         try:
             import_module("cupy")
-        except Exception as error:
+        except BaseException as error:  # a broken library may do anything, also exit
             remedy = f"pip uninstall -y {' '.join(sorted(installed))} and then {_install(seen)}"
             yield Finding("import cupy", "wrong", f"fails: {type(error).__name__}: {_short(error)}", remedy)
 
@@ -229,5 +229,5 @@ def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:300]

@@ -17,6 +17,7 @@ COMPUTES = ("float32", "tf32", "float64")
 
 # What each epilogue needs beside the three matrices. Bias: a vector it adds, or one it writes (the gradient of a bias).
 # Aux: a mask of one bit an entry of D, or the values before the activation, which GELU's gradient starts from.
+# Those with GELU are there for whoever calls the library directly; the engine does not ask for them.
 EPILOGUES: dict[str, tuple[str, str]] = {
     "": ("", ""),
     "bias": ("rows", ""),

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .products import Product
+from .products import Matrix, Product
 
-__all__ = ["Answer", "mask_of", "product_of", "reference"]
+__all__ = ["Answer", "mask_of", "reference", "small_product"]
 
 
 class Answer(NamedTuple):
@@ -71,11 +71,11 @@ def _bits(mask: np.ndarray, m: int) -> np.ndarray:
     return bits[:, :m].T.astype(bool)
 
 
-def product_of(m: int, n: int, k: int, like: Product) -> Product:
+def small_product(m: int, n: int, k: int, like: Product) -> Product:
     """A small product of the same kind: dtypes, transposes, precision and epilogue."""
     sizes = {"a": (k if like.a.transposed else m), "b": (n if like.b.transposed else k), "d": m}
     a, b, d = (
-        type(like.a)(o.dtype, -(-sizes[name] // 16) * 16, o.transposed)
+        Matrix(o.dtype, -(-sizes[name] // 16) * 16, o.transposed)
         for name, o in (("a", like.a), ("b", like.b), ("d", like.d))
     )
     return Product(m, n, k, a, b, d, like.compute, like.epilogue, 128 if like.aux else 0)

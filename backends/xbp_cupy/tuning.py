@@ -25,7 +25,7 @@ from xbp.folders import cache_folder, private
 from .lt import Algorithm
 from .products import Product
 
-__all__ = ["Device", "Tuning", "key_of"]
+__all__ = ["DeviceKind", "Tuning", "key_of"]
 
 FILE = "cublaslt.json"
 FORMAT = 1
@@ -34,7 +34,7 @@ _lock = threading.Lock()  # of the file, between the threads of this process
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceKind:
     """The kind of device: two of the same kind share what was found.
 
     name          such as "NVIDIA H200"
@@ -46,7 +46,7 @@ class Device:
 
 
 def key_of(
-    product: Product, workspace: int, version: int, device: Device, aligned: tuple[int, int, int] = (256, 256, 256)
+    product: Product, workspace: int, version: int, device: DeviceKind, aligned: tuple[int, int, int] = (256, 256, 256)
 ) -> str:
     """Everything that decides which algorithm is best, as text.
 
@@ -162,7 +162,7 @@ def _content(path: Path | None) -> dict[str, Algorithm]:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] != FORMAT:
         return {}
     lines = document.get("algorithms")
     found = {key: _algorithm(line) for key, line in lines.items()} if isinstance(lines, dict) else {}
@@ -171,10 +171,15 @@ def _content(path: Path | None) -> dict[str, Algorithm]:
 
 def _algorithm(line: Any) -> Algorithm | None:
     match line:
-        case [str(text), int(workspace), int() | float() as waves] if workspace >= 0:
+        case [str(text), int(workspace), int() | float() as waves] if _sensible(workspace, waves):
             with contextlib.suppress(ValueError, OverflowError):  # ShapeError is a ValueError
                 return Algorithm.from_hex(text, workspace, float(waves))
     return None
+
+
+def _sensible(workspace: int, waves: float) -> bool:
+    sizes = type(workspace) is int and 0 <= workspace < 2**40
+    return sizes and type(waves) is not bool and -(2**40) < waves < 2**40  # which no NaN is
 
 
 def _forget_lock() -> None:

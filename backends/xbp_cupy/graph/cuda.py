@@ -20,13 +20,12 @@ from xbp.typing import Array
 from ..lt import Algorithm, Declined, Descriptor, Handle, Library, alignment
 from ..nvrtc import cubin
 from ..products import Product
-from ..tuning import Device as Kind
-from ..tuning import Tuning, key_of
+from ..tuning import DeviceKind, Tuning, key_of
 from .bodies import THREADS
 from .device import Memory
 from .trials import Proofs, Trial
 
-__all__ = ["Cuda"]
+__all__ = ["WORKSPACE", "Cuda"]
 
 WORKSPACE = 32 * 2**20  # bytes for a product, which is what frameworks give on large devices
 CANDIDATES = 16
@@ -47,7 +46,8 @@ class Cuda:
             self._handle = Handle(_library())
             self._capturing, self._side = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         self._kind = _kind(cupy, id)
-        self._workspaces: dict[int, Memory] = {}
+        self._workspaces: dict[int, Memory] = {}  # by stream
+        self._wanted = 0  # bytes of workspace that a product has needed so far: what graphs are given
         self._proofs = Proofs(cupy, lambda product: _Multiply(self, product, tuned=False))
 
     # --- memory ---------------------------------------------------------------------------------------------------
@@ -133,9 +133,9 @@ class Cuda:
     def captured(self, run: Callable[[], None]) -> Callable[[], None]:
         stream = self._capturing
         with self._lock, stream:
-            self._workspace()  # nothing may be allocated from here on
-            with self._side:
-                self._workspace()
+            # Nothing may be allocated from here on; and graphs that run at the same time may not share a workspace.
+            own = [self.memory(max(self._wanted, 1)) for _ in (stream, self._side)]
+            self._workspaces |= {s.ptr: memory for s, memory in zip((stream, self._side), own, strict=True)}
             stream.begin_capture()
             try:
                 run()
@@ -145,7 +145,8 @@ class Cuda:
                 raise
             graph = stream.end_capture()
 
-        def launch() -> None:
+        def launch(own: object = own) -> None:
+            """With its workspaces, which live as long as it does."""
             graph.launch()
 
         return launch
@@ -166,9 +167,8 @@ class Cuda:
     def product(self, product: Product) -> _Multiply:
         return _Multiply(self, product)
 
-    def _workspace(self) -> Memory:
-        """The workspace of the current stream, on which one product comes after the other."""
-        stream = self._cupy.cuda.get_current_stream().ptr
+    def _workspace(self, stream: int) -> Memory:
+        """The workspace of a stream, on which one product comes after the other."""
         if stream not in self._workspaces:
             self._workspaces[stream] = self.memory(WORKSPACE)
         return self._workspaces[stream]
@@ -177,7 +177,9 @@ class Cuda:
         """Queue a product on the current stream."""
         stream = self._cupy.cuda.get_current_stream().ptr
         with self._lock:
-            self._handle.run(descriptor, algorithm, a, b, d, self._workspace().address, WORKSPACE, stream)
+            self._wanted = max(self._wanted, algorithm.workspace)
+            workspace = self._workspace(stream)
+            self._handle.run(descriptor, algorithm, a, b, d, workspace.address, algorithm.workspace, stream)
 
     def best(self, descriptor: Descriptor, addresses: tuple[int, int, int], *, tuned: bool = True) -> Algorithm:
         """The fastest algorithm for operands that lie so. Not while a stream is captured."""
@@ -187,12 +189,15 @@ class Cuda:
         with self._lock:
             if not tuned:
                 return self._handle.candidates(descriptor, WORKSPACE, 1, aligned)[0]
-            return _tuning().best(
+            wanted = self._wanted
+            winner = _tuning().best(
                 key_of(product, WORKSPACE, library.version, self._kind, aligned),
                 lambda: self._handle.candidates(descriptor, WORKSPACE, CANDIDATES, aligned),
                 Trial(self, self._cupy, library.descriptor(product), aligned).seconds,
                 lambda algorithm: self._handle.accepted(descriptor, algorithm),
             )
+            self._wanted = wanted  # the others are never run again
+            return winner
 
 
 class _Multiply:
@@ -242,6 +247,6 @@ def _module(cupy: Any, id: int, arch: str, text: str) -> Callable[[str], Any]:
 
 
 @cache
-def _kind(cupy: Any, id: int) -> Kind:
+def _kind(cupy: Any, id: int) -> DeviceKind:
     properties = cupy.cuda.runtime.getDeviceProperties(id)
-    return Kind(properties["name"].decode(), f"{properties['major']}{properties['minor']}")
+    return DeviceKind(properties["name"].decode(), f"{properties['major']}{properties['minor']}")

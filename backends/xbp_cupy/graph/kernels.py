@@ -93,13 +93,16 @@ class _Reducing(Body):
 class EntryBody(_Reducing):
     """Entries one by one, by all threads; several at a time where they lie side by side in every operand."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._plain = self._is_plain()
+        self._width = self._widest()
+
     def blocks(self, n: int) -> int:
         entries = linear(self.group.rows).at(n) * linear(self.group.columns).at(n)
         return max(1, min(MOST_BLOCKS, -(-entries // (THREADS * self._width))))
 
     def text(self) -> str:
-        self._plain = self._is_plain()
-        self._width = self._widest()
         totals = self._totals()
         loads, entry, stores = self._walk()
         self._lines = []

@@ -13,6 +13,7 @@ from pathlib import Path
 from xbp.program import Program
 from xbp.program.fusion import REDUCTIONS, Group, fused, leaves
 from xbp.program.places import Places
+from xbp.program.views import linear
 
 from .batches import HEADER, Written
 from .bodies import Body, Scratch, joined
@@ -108,7 +109,12 @@ class Lowered:
 
     def longest(self, n: int) -> int:
         """The largest number that an index may have to count to."""
-        return max((b.size.at(n) for b in self.places.blocks.values()), default=0)
+        sizes = [b.size.at(n) for b in self.places.blocks.values()]
+        return max([*sizes, *(_walked(group, n) for group in self.fused.groups)], default=0)
+
+    def entries(self, n: int) -> int:
+        """How many entries all loops walk over."""
+        return sum(_walked(group, n) for group in self.fused.groups)
 
     def ready(self, output: str) -> bool:
         """Whether an output has been made when the last launch begins, which is one of kernels."""
@@ -186,6 +192,10 @@ class Lowered:
             self.zeroed[scratch.place] = scratch.bytes
         else:
             self.places.reserve(scratch.place, scratch.bytes, moment)
+
+
+def _walked(group: Group, n: int) -> int:
+    return linear(group.rows).at(n) * linear(group.columns).at(n)
 
 
 def in_one_block(launches: Sequence[Launch], entries: int) -> Launch:

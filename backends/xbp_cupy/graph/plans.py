@@ -6,7 +6,7 @@ second one, a single kernel of one block for many steps: there, launches are all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ __all__ = ["Laid", "Launches", "OneBlock", "Plan", "Run", "Steps", "bytes_of", "
 
 WIDE = 2**31 - 2**24  # bytes from which on indices have 64 bits
 TOGETHER = 16  # steps in the graph of many
-SMALL = 2**18  # multiplications of a step up to which one block is faster than many launches
+SMALL = 2**18  # multiplications, and entries walked over, of a step that one block takes
 
 Run = Callable[[list[int], int], None]  # of what the header says, and how many steps to take
 Around = Callable[[Lowered], tuple[list[Launch], str]]
@@ -83,10 +83,19 @@ class Plan:
         if not declined:
             self._accepted.add(n)
             return True
-        self._declined |= declined
+        self.decline(declined)
+        return False
+
+    def decline(self, requests: Iterable[str]) -> None:
+        """Do without these products and epilogues."""
+        self._declined |= frozenset(requests)
         self._accepted.clear()
         self._lower()
-        return False
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether there is anything but products."""
+        return any(launch.product is None for launch in self.launches)
 
     def text(self, *, wide: bool = False) -> str:
         """All of it, to compile."""
@@ -106,7 +115,7 @@ class Launches:
         self._device, self._n = device, n
         wide = longest > WIDE
         number = np.int64 if wide else np.int32
-        kernels = plan.kernels(wide=wide)
+        kernels = plan.kernels(wide=wide) if plan.has_kernels else _none
         self._calls: list[Callable[[Mapping[str, int]], Callable[[], None]]] = []
         self._joins: list[bool] = []
         self._asides: list[bool] = []
@@ -145,6 +154,10 @@ class Launches:
         return run
 
 
+def _none(name: str) -> Any:
+    raise KeyError(name)  # a program of products has no kernels, and no text to compile
+
+
 class OneBlock:
     """A training step as a kernel of one block, for batches of few multiplications.
 
@@ -163,7 +176,8 @@ class OneBlock:
     def fits(self, n: int) -> bool:
         """Whether a step on n rows is small enough."""
         few = self._count + self._entries <= MOST_POINTERS
-        return few and sum(b.multiplications(n) for b in self._products) <= SMALL
+        work = (sum(b.multiplications(n) for b in self._products), self.lowered.entries(n))
+        return few and max(work) <= SMALL
 
     def text(self, *, wide: bool = False) -> str:
         return source([self._launch], wide=wide)

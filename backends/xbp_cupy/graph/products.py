@@ -61,7 +61,7 @@ class Multiplication:
         """The product for batches of so many rows."""
 
         def matrix(o: Operand) -> Matrix:
-            return Matrix(o.dtype, max(1, o.ld.at(rows)), o.transposed)
+            return Matrix(o.dtype, o.ld.at(rows), o.transposed)
 
         sizes = (self.m.at(rows), self.n.at(rows), self.k.at(rows))
         return Product(*sizes, matrix(self.a), matrix(self.b), matrix(self.d), self.compute, self.epilogue, self.aux_ld)
@@ -133,6 +133,9 @@ def _operand(value: Value, f: Fused, places: dict[Value, str], vector: str) -> O
     if value.ndim == 1:
         shape = (1, *shape) if vector == "row" else (*shape, 1)
         strides = (linear(shape[1]), *strides) if vector == "row" else (*strides, Linear(1))
+    for length, stride in zip(shape, strides, strict=True):
+        if stride == Linear(0) and linear(length) != Linear(1):
+            raise NotCompiled(f"{value.name} repeats its entries, which no product takes.")
     place, dtype = places[layout.root], value.dtype.name
     one = Linear(1)
     if strides[1] == one or linear(shape[1]) == one:  # rows lie one after the other: by columns, the transpose

@@ -110,6 +110,10 @@ class GraphRunner:
 
     # --- the values -----------------------------------------------------------------------------------------------
 
+    def prepare(self, rows: int) -> None:
+        """Compile, ask the library for its products, and take memory."""
+        self._at(rows)
+
     def load(self, tree: Tree) -> None:
         for name, a in flat(tree).items():
             self._device.copy(a, self._views[name])
@@ -196,6 +200,8 @@ class GraphFunction:
     def __init__(self, program: Program, device: Device) -> None:
         self.program, self._device = program, device
         self.plan = Plan(program, device, in_place=False)
+        if self.plan.has_kernels:
+            self.plan.kernels(wide=False)  # what does not compile is known before anybody counts on it
         self._launches: dict[int, Launches] = {}
         self._lock = threading.Lock()
 

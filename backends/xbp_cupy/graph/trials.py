@@ -17,10 +17,10 @@ from xbp.typing import Array
 
 from ..lt import Algorithm, Descriptor
 from ..products import Matrix, Product
-from ..reference import mask_of, product_of, reference
+from ..reference import mask_of, reference, small_product
 from .device import Memory, Multiply
 
-__all__ = ["Proofs", "Trial"]
+__all__ = ["Proofs", "Stage", "Trial"]
 
 TIMED = (20, 2)  # runs of a candidate that are timed together: of small products, of large ones
 LARGE = 10**9  # multiplications
@@ -40,7 +40,7 @@ class Proofs:
 
     def hold(self, product: Product) -> bool:
         """Whether a small product of that kind comes out right, also where ReLU is given a 0."""
-        small = product_of(40, 24, 16, product)
+        small = small_product(40, 24, 16, product)
         if small not in self._known:
             self._known[small] = self._comes_out(small)
             if not self._known[small]:
