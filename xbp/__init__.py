@@ -1,6 +1,7 @@
 """xbp trains neural networks on whatever array library the data already lives in."""
 
 import importlib as _importlib
+import logging as _logging
 import typing as _typing
 
 from . import initializers, kernels, layers, losses, optimizers, schedules
@@ -135,6 +136,7 @@ __all__ = [
     "softmax",
 ]
 
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())  # whether anything is shown, the program decides
 
 _LATER = {  # loaded when they are first used, so that `import xbp` is quick
     "callbacks": "callbacks",

@@ -2,6 +2,8 @@
 
 A callback sees the trainer through a small protocol, and what it decides follows from its options and the history
 alone, so a resumed training decides the same. `on_epoch_end` and `on_chunk_end` return a reason to stop, or None.
+
+The bar is in `xbp.progress`, the log and TensorBoard's files in `xbp.journal`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 from . import scaling, storage
 from .backend import Backend
 from .describe import build, describe
-from .errors import CheckpointError
+from .errors import CheckpointError, DTypeError
 from .graph import Graph
 from .losses import LOSSES
 from .metrics import METRICS, BinaryAccuracy
@@ -68,6 +68,7 @@ def _settings(trainer: Any) -> dict[str, Any]:
         "engine": trainer.engine,
         "precision": trainer.precision,
         "memory_limit": trainer._engine.memory_limit,
+        "penalty": step.penalty,
         "epoch": trainer.epoch,
         "steps": trainer.steps,
         "history": trainer.history,
@@ -103,6 +104,7 @@ def load(
             engine=_engine_here(settings["engine"], model.backend) if engine is None else engine,
             precision=_precision_here(settings, model.backend, path) if precision is None else precision,
             memory_limit=settings.get("memory_limit"),
+            penalty=settings.get("penalty", 0.0),
         )
         trainer.epoch, trainer.steps = int(settings["epoch"]), int(settings["steps"])
         trainer.history = {name: [float(v) for v in values] for name, values in settings["history"].items()}
@@ -114,6 +116,8 @@ def load(
                 "params": _section(arrays, dict(model.params), BEST, model.backend),
                 "buffers": _section(arrays, dict(model.buffers), BEST, model.backend),
             }
+    except DTypeError:
+        raise  # it says itself what is wrong, and that need not be the file
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the description of the training is damaged ({error!r}).") from error
     return trainer

@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import CheckpointError, unknown_name_text
 
-__all__ = ["build", "describe", "plain_number"]
+__all__ = ["build", "classes_in", "describe", "plain_number"]
 
 
 def plain_number(
@@ -57,6 +57,15 @@ def describe(value: Any) -> Any:
         f"{value!r} ({type(value).__name__}) cannot be written to a file: only numbers, strings, lists and frozen "
         "dataclasses can. Write it as a frozen dataclass, and name that class in custom= when loading."
     )
+
+
+def classes_in(value: Any) -> set[type]:
+    """The dataclasses that `build` has to know for what `describe` makes of a value."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return {c for v in value for c in classes_in(v)}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return set()
+    return {type(value)}.union(*(classes_in(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init))
 
 
 def build(data: Any, classes: Mapping[str, type]) -> Any:

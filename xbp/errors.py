@@ -15,8 +15,10 @@ __all__ = [
     "CheckpointError",
     "DTypeError",
     "DataError",
+    "ExchangeError",
     "GradientError",
     "LabelError",
+    "LibraryMissing",
     "MemoryExceeded",
     "NameUnknown",
     "NonFiniteLoss",
@@ -56,6 +58,14 @@ class NameUnknown(XBPError, ValueError):
 
 class BackendUnavailable(XBPError, ImportError):
     """A backend asked for by name that cannot run here, with the reason and what to install."""
+
+
+class LibraryMissing(XBPError, ImportError):
+    """An optional library that is not installed, with what needs it and what to install."""
+
+
+class ExchangeError(XBPError, ValueError):
+    """A model, or a part of one, that another program's format or classes cannot hold."""
 
 
 class UnknownBackend(BackendUnavailable, NameUnknown):

@@ -6,6 +6,8 @@ Four mappings hold everything: `params` and `grads` with the same keys, `cache` 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +17,8 @@ import numpy as np
 
 from . import storage
 from .backend import Backend, get_backend, on_device
-from .errors import CacheEmpty, CheckpointError, DTypeError, ShapeError
+from .describe import classes_in
+from .errors import BackendUnavailable, CacheEmpty, CheckpointError, DTypeError, ShapeError
 from .initializers import BY_NAME, Glorot, Initializer
 from .inputs import taken, taken_all
 from .layers import LAYERS
@@ -25,6 +28,8 @@ from .typing import Array, Inputs
 from .weights import ArrayMap, Weights
 
 __all__ = ["CLASSES", "Model", "check_dtype", "check_seed"]
+
+log = logging.getLogger(__name__)
 
 CLASSES: dict[str, type] = {**LAYERS, **{type(i).__name__: type(i) for i in BY_NAME.values()}}
 """The classes that a model file may name."""
@@ -45,6 +50,15 @@ def check_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not hasattr(seed, "__index__") or int(seed) < 0:
         raise ValueError(f"seed must be a whole number of at least 0; it is {seed!r}.")
     return int(seed)
+
+
+def _backend_here(name: str, device: str | None) -> Backend:
+    for where in (device, None):
+        with contextlib.suppress(BackendUnavailable):
+            return get_backend(name, where)
+    backend = get_backend("auto")
+    log.warning("The pickled model was on backend %r, which cannot run here; it is on %r now.", name, backend.name)
+    return backend
 
 
 class Model:
@@ -213,6 +227,31 @@ class Model:
                     break  # the next matrix: nothing bent the signal in between
                 return self._initializer_for(node.name)
         return Glorot()
+
+    # --- copies ---------------------------------------------------------------------------------------------------
+
+    @on_device
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle, copy, joblib and skops keep: the bytes that `save` would write, and where the model was.
+
+        Gradients and what lies between a forward and a backward are not part of it.
+        """
+        tree = self._weights.tree
+        arrays = {n: self.backend.to_host(a) for n, a in {**tree["params"], **tree["buffers"]}.items()}
+        own = {c.__name__: c for node in self.plan.nodes for c in classes_in(node.layer) if c not in CLASSES.values()}
+        device = None if self.backend.device is None else str(self.backend.device)
+        return {
+            "file": storage.packed(arrays, self.header()),
+            "backend": self.backend.name,
+            "device": device,
+            "classes": own,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """On the backend and device of before; where this machine does not have them, on what "auto" gives."""
+        arrays, header = storage.unpacked(state["file"])
+        backend = _backend_here(state["backend"], state["device"])
+        self.__dict__.update(type(self).restore(arrays, header, "the pickle", backend, state["classes"]).__dict__)
 
     # --- files ----------------------------------------------------------------------------------------------------
 

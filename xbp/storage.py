@@ -5,10 +5,8 @@ with a table of the arrays as `<name>.json`, written for people and never read b
 a kill or a bad header, leaves the file of before as it was. Nothing here is pickled, so opening a file runs no code.
 
 Format, version 1. The metadata entry "xbp" is the JSON object {"version": 1, "names": [...], "header": {...}}; `names`
-keeps the order of the arrays, which the file itself sorts by item size so that each stays aligned. JSON has no NaN and
-no infinity: such a float becomes {"$float": "nan"}, "inf", "-inf", or "nan:<16 hex digits>" for a NaN with other bits
-than the usual ones, so floats come back bit for bit. A key that starts with "$" gets a second one. Tuples return as
-lists.
+keeps the order of the arrays, which the file itself sorts by item size so that each stays aligned. What JSON cannot
+say is written as `xbp.exact_json` does, so floats come back bit for bit.
 """
 
 from __future__ import annotations
@@ -16,22 +14,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from .errors import CheckpointError
+from .exact_json import JSON, decoded, encoded, pretty
 
-__all__ = ["JSON", "VERSION", "check_writable", "read", "read_header", "sidecar", "write"]
-
-JSON: TypeAlias = Any
-"""None, bool, int, float, str, and lists and dicts of these with str keys."""
+__all__ = [
+    "VERSION", "check_writable", "packed", "read", "read_header", "sidecar", "unpacked", "write", "write_bytes",
+]  # fmt: skip
 
 VERSION = 1
 
@@ -63,22 +60,36 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], header
     The folder has to exist: a misspelt one shall be noticed, not created.
     """
     path = Path(path)
-    tensors = {name: _checked(path, name, array) for name, array in arrays.items()}
-    try:
-        plain = _encode(header, "header")
-        text = json.dumps({"version": VERSION, "names": list(tensors), "header": plain}, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"Cannot save {str(path)!r}: {error}. Nothing was written.") from error
-    index, order = _index(path, tensors, text)
+    tensors, plain, index, order = _prepared(f"save {str(path)!r}", arrays, header)
     table = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in tensors.items()}
-    people = _pretty({"version": VERSION, "header": plain, "tensors": table}) + "\n"
+    people = pretty({"version": VERSION, "header": plain, "tensors": table}) + "\n"
 
     with _replacing(sidecar(path), path) as (readable, truth):
         readable.write(people.encode("utf-8", "backslashreplace"))
         truth.write(index)
         for name in order:
-            a = np.asarray(tensors[name], dtype=tensors[name].dtype.newbyteorder("<"), order="C")
-            truth.write(a.reshape(-1).view(np.uint8).data)
+            truth.write(_raw(tensors[name]))
+
+
+def packed(arrays: Mapping[str, np.ndarray], header: Mapping[str, JSON]) -> bytes:
+    """What `write` would put into the file, for programs that keep objects in files of their own, as pickle does."""
+    tensors, _, index, order = _prepared("pack the model", arrays, header)
+    return b"".join([index, *(_raw(tensors[name]) for name in order)])
+
+
+def unpacked(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the header in what `packed` made."""
+    from safetensors.numpy import load  # as in `_opened`
+
+    arrays = load(data)
+    envelope = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][_KEY])
+    return {name: arrays[name] for name in envelope["names"]}, decoded(envelope["header"])
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Save a file of another format, made in memory, whole or not at all."""
+    with _replacing(Path(path)) as (file,):
+        file.write(data)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -103,9 +114,28 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 # ---- writing
 
 
-def _checked(path: Path, name: object, array: object) -> np.ndarray:
+def _prepared(
+    what: str, arrays: Mapping[str, np.ndarray], header: Mapping[str, JSON]
+) -> tuple[dict[str, np.ndarray], JSON, bytes, list[str]]:
+    """The arrays checked, the header in plain JSON, what stands in front of the arrays, and their order."""
+    tensors = {name: _checked(what, name, array) for name, array in arrays.items()}
+    try:
+        plain = encoded(header, "header")
+        text = json.dumps({"version": VERSION, "names": list(tensors), "header": plain}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"Cannot {what}: {error}. Nothing was written.") from error
+    return tensors, plain, *_index(what, tensors, text)
+
+
+def _raw(array: np.ndarray) -> Any:
+    """The bytes of an array in the order of the file."""
+    a = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    return a.reshape(-1).view(np.uint8).data
+
+
+def _checked(what: str, name: object, array: object) -> np.ndarray:
     """The array, if the format can hold it under this name."""
-    where = f"Cannot save {str(path)!r}: array {name!r}"
+    where = f"Cannot {what}: array {name!r}"
     if not isinstance(name, str) or name == "__metadata__" or not _is_unicode(name):
         raise CheckpointError(f"{where} has a name that the format cannot hold. Use a plain string.")
     if not isinstance(array, np.ndarray | np.generic):
@@ -125,7 +155,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _index(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> tuple[bytes, list[str]]:
+def _index(what: str, tensors: Mapping[str, np.ndarray], text: str) -> tuple[bytes, list[str]]:
     """What stands in front of the arrays: its own length, and where each array lies; and their order in the file.
 
     The library's writer is not used: it reports a full disk without its error number, makes the file private to the
@@ -142,7 +172,7 @@ def _index(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> tuple[by
     data += b" " * (-len(data) % 8)
     if len(data) > _HEADER_LIMIT:
         raise CheckpointError(
-            f"Cannot save {str(path)!r}: names and header take {len(data):,} bytes, and the format allows "
+            f"Cannot {what}: names and header take {len(data):,} bytes, and the format allows "
             f"{_HEADER_LIMIT:,}. Put large lists of numbers into arrays. Nothing was written."
         )
     return struct.pack("<Q", len(data)) + data, order
@@ -307,7 +337,7 @@ def _envelope(path: Path, file: Any) -> tuple[list[str], dict[str, Any]]:
                 f"Cannot read {str(path)!r}: it has format version {version}, written by a newer xbp; this one reads "
                 f"up to {VERSION}. Update xbp."
             )
-        names, header = envelope["names"], _decode(envelope["header"])
+        names, header = envelope["names"], decoded(envelope["header"])
         if sorted(names) != sorted(file.keys()) or not isinstance(header, dict):
             raise ValueError("the names in it are not those of the arrays")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
@@ -316,61 +346,3 @@ def _envelope(path: Path, file: Any) -> tuple[list[str], dict[str, Any]]:
             "Take an undamaged copy."
         ) from error
     return names, header
-
-
-# ---- JSON
-
-
-def _encode(value: JSON, where: str) -> JSON:
-    """`value` in plain JSON; `where` names the spot for the error."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"$float": _special(value)}
-    if isinstance(value, list | tuple):
-        return [_encode(v, f"{where}[{i}]") for i, v in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"{where} has the key {key!r} ({type(key).__name__}); keys must be strings")
-        return {f"${k}" if k.startswith("$") else k: _encode(v, f"{where}[{k!r}]") for k, v in value.items()}
-    raise TypeError(
-        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a header takes None, bool, int, float, "
-        "str, lists and dicts (use float(...) or .tolist() for NumPy values)"
-    )
-
-
-def _decode(value: JSON) -> JSON:
-    if isinstance(value, list):
-        return [_decode(v) for v in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {"$float"}:
-        name, _, bits = value["$float"].partition(":")
-        return struct.unpack(">d", bytes.fromhex(bits))[0] if bits else float(name)
-    return {k[1:] if k.startswith("$") else k: _decode(v) for k, v in value.items()}
-
-
-def _special(value: float) -> str:
-    """The text of a float that JSON lacks; other NaN than Python's own are told apart by their bits."""
-    bits = struct.pack(">d", value).hex()
-    return f"nan:{bits}" if math.isnan(value) and bits != struct.pack(">d", math.nan).hex() else str(float(value))
-
-
-def _pretty(value: JSON, indent: str = "") -> str:
-    """JSON text with what fits on a line on one line, and long lists of numbers in full lines: for reading."""
-    line = json.dumps(value, ensure_ascii=False)
-    if len(indent) + len(line) <= 100 or not isinstance(value, dict | list):
-        return line
-    deeper = indent + "  "
-    if isinstance(value, dict):
-        parts = [f"{json.dumps(k, ensure_ascii=False)}: {_pretty(v, deeper)}" for k, v in value.items()]
-    else:
-        parts = [_pretty(v, deeper) for v in value]
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    lines = [""]
-    for part in parts:
-        if lines[-1] and (isinstance(value, dict) or "\n" in part or len(deeper) + len(lines[-1]) + len(part) > 98):
-            lines.append("")
-        lines[-1] += f" {part}," if lines[-1] else f"{part},"
-    return f"{opening}\n{deeper}" + f"\n{deeper}".join(lines)[:-1] + f"\n{indent}{closing}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..interchange import OPSET
 from ..program import PRECISIONS
 from . import evaluate as models
 from . import tables
@@ -15,13 +17,14 @@ from .check import Described
 from .check import check as check_network
 from .console import show
 from .doctor import doctor as run_doctor
+from .export import export as run_export
 from .guard import Guarded
 from .names import LOSS_NAMES, SCHEDULE_NAMES
 from .session import ACTIVATION, HIDDEN, OPTIMIZER, SCHEDULE, TEST_FRACTION, VALIDATION, Options
 from .train import Output
 from .train import train as run_training
 
-__all__ = ["app", "backends", "bench", "check", "doctor", "evaluate", "main", "predict", "train"]
+__all__ = ["app", "backends", "bench", "check", "doctor", "evaluate", "export", "main", "predict", "train"]
 
 DATA, NETWORK, TRAINING, MACHINE, OUTPUT = "Data", "Network", "Training", "Where it runs", "Output"
 
@@ -76,6 +79,8 @@ Json = Annotated[
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, _flag("Options", "--version", "Print the version and exit.")] = False) -> None:
+    if logging.lastResort is not None:  # what the library warns of, as a program without a log of its own would show it
+        logging.getLogger("xbp").addHandler(logging.lastResort)
     if version:
         show(f"xbp {metadata.version('xbp')}")
         raise typer.Exit
@@ -211,6 +216,20 @@ def predict(
 ) -> None:
     """Write the class of each row with the probabilities of all classes, or the predicted numbers."""
     models.predict(model, source, out, backend, device)
+
+
+@app.command()
+def export(
+    model: Model,
+    file: Annotated[Path, _argument("FILE", "a .onnx, or a .safetensors as PyTorch reads it")],
+    opset: Annotated[int | None, _option(OUTPUT, "NUMBER", "version of ONNX's operators", OPSET)] = None,
+    json: Json = False,
+) -> None:
+    """Write the network of a model file for other programs: ONNX, or the weights of a torch.nn.Sequential.
+
+    It predicts as in xbp, from rows to scores: dropout is gone, batch norms use their running statistics.
+    """
+    run_export(model, file, opset, json)
 
 
 @app.command()

@@ -16,11 +16,11 @@ import typer
 
 from ..errors import NonFiniteLoss
 from ..interrupt import Interrupt
+from ..progress import ProgressBar
 from ..storage import check_writable
 from ..training import Trainer
 from .answers import scores
 from .console import json_line, note, show
-from .display import Display
 from .guard import INTERRUPTED
 from .plot import check_picture, save_curves
 from .session import Options, Session, begin, describe_network, resume
@@ -101,7 +101,7 @@ class _Training:
         self.first_epoch, self.first_step = session.trainer.epoch, session.trainer.steps
 
     def run(self) -> None:
-        s, display = self.session, () if self.output.quiet else (Display(self.session.watched_as),)
+        s, display = self.session, () if self.output.quiet else (ProgressBar(held_out=self.session.watched_as),)
         started = time.perf_counter()
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # what comes of them is told as NonFiniteLoss
