@@ -2,7 +2,8 @@
 
 A skip is how a test goes missing unseen. With torch, jax and every extra installed, what may be missing is a CUDA
 device, and dpnp, which scikit-learn's array API checks ask for. Scikit-learn also skips a check of a method that an
-estimator is free not to have. Reads pytest's XML report, and is silent where all is well, so that pytest has the last word.
+estimator is free not to have. Reads pytest's XML report, and is silent where all is well, so that pytest has the last
+word.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -233,7 +234,7 @@ def test_what_cannot_be_exported_says_why(tmp_path, monkeypatch):
     graph = xbp.Graph({"a": (xbp.Affine(2, 2), "a.b")}, inputs=["a.b"], output="a", backend="numpy")
     with pytest.raises(ExchangeError, match="rename it"):
         onnx_bytes(graph)
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(LibraryMissing, match=r"export_onnx needs onnx.*pip install 'xbp\[onnx\]'"):
         onnx_bytes(net)
 

@@ -163,6 +163,17 @@ def test_classes_have_to_fit():
     assert list(to_sklearn(net, classes=["a", "b", "c"]).classes_) == ["a", "b", "c"]
 
 
+def test_the_estimators_of_xbp_are_read_as_well():
+    from xbp.estimators import MLPClassifier as Own
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator = Own((7,), max_iter=3, random_state=0).fit(X, TARGETS["classes"])
+    net = from_sklearn(estimator, backend="numpy")
+    np.testing.assert_allclose(net.predict(X), estimator.predict_proba(X), atol=1e-12)
+    assert net.metadata["classes"] == [5, 6, 7]
+
+
 def test_an_estimator_without_weights_is_refused():
     with pytest.raises(ExchangeError, match="Fit it first"):
         from_sklearn(MLPClassifier(), backend="numpy")

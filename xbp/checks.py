@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection
+from numbers import Real
 from typing import Any
 
 from .backend import Backend, available_backends
@@ -36,6 +37,7 @@ def check_trainer(
     clip_norm: float | None,
     accumulate: int,
     memory_limit: int | None,
+    penalty: float = 0.0,
 ) -> None:
     """Raise for parts that are of the wrong kind or do not fit together; warn of a squashed output before a softmax."""
     for name, value, kind in (("model", model, Model), ("loss", loss, Loss), ("optimizer", optimizer, Optimizer)):
@@ -46,6 +48,8 @@ def check_trainer(
     assert isinstance(loss, Loss)
     if clip_norm is not None and not 0 < clip_norm < math.inf:
         raise ValueError(f"clip_norm must be a finite number above 0, or None for no clipping; it is {clip_norm!r}.")
+    if isinstance(penalty, bool) or not isinstance(penalty, Real) or not 0 <= penalty < math.inf:
+        raise ValueError(f"penalty must be a finite number of at least 0; it is {penalty!r}.")
     decay = getattr(optimizer, "decay", None)
     for name in [] if decay is None or callable(decay) else [decay] if isinstance(decay, str) else decay:
         if name not in model.params:

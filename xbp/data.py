@@ -7,8 +7,9 @@ training, wherever they lie. Resident data is moved once, before the first step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from .errors import DataError, DTypeError, LabelError, ShapeError
 from .inputs import check_finite, checked_inputs, host_or_own, length, taken
 from .losses import Loss
 from .model import Model
+from .random import epoch_order
 from .typing import Array, Inputs
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "open_rows",
     "open_source",
     "open_validation",
+    "order_of",
     "output_width",
     "prepare_batch",
 ]
@@ -87,8 +90,37 @@ class Rows:
         starts = np.arange(0, self.n, batch_size)
         if self.w is None:
             return np.minimum(starts + batch_size, self.n) - starts.astype(np.float64)
+        return np.add.reduceat(self._host_weights[order], starts)
+
+    @cached_property
+    def _host_weights(self) -> np.ndarray:
+        """The weights on the host, moved once a fit."""
         host = self.backend.to_host(self.w) if self.resident else np.asarray(self.w)
-        return np.add.reduceat(host[order].astype(np.float64), starts)
+        return host.astype(np.float64)
+
+
+def order_of(shuffle: bool | Callable[[int], Any], seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order (n,) of the rows in an epoch, int32: as they lie, drawn from the seed, or what `shuffle(epoch)` says.
+
+    Raises `DataError` for an order in which not every row comes once.
+    """
+    if not callable(shuffle):
+        return epoch_order(seed, epoch, n) if shuffle else np.arange(n, dtype=np.int32)
+    order = np.asarray(shuffle(epoch))
+    if order.dtype.kind not in "iu" or order.shape != (n,) or not _all_once(order):
+        raise DataError(
+            f"shuffle= gave no order of the rows for epoch {epoch}: it has to give the integers 0 ... {n - 1}, each "
+            f"once; it gave {order.dtype} of shape {order.shape}."
+        )
+    return order.astype(np.int32 if n < 2**31 else np.int64, copy=False)
+
+
+def _all_once(order: np.ndarray) -> bool:
+    if not order.size or order.min() < 0 or order.max() >= len(order):
+        return False
+    met = np.zeros(len(order), dtype=bool)
+    met[order] = True
+    return bool(met.all())
 
 
 class Order:

@@ -236,8 +236,8 @@ class Engine:
         """The norm of the gradient of the mean loss over chunks of rows, each with its share of the whole; eagerly."""
         tree, xp, total = self.read(), self._backend.xp, None
         for (x, t, w), share in chunks:
-            grads = self._step.gradients(tree["params"], tree["buffers"], x, t, w, scalars, xp=xp).grads
-            scaled = {name: g * float(share) for name, g in grads.items()}
+            part = self._step.piece(tree["params"], tree["buffers"], x, t, w, scalars, 0, float(share), xp=xp)
+            scaled = part.grads
             total = scaled if total is None else {name: g + scaled[name] for name, g in total.items()}
         assert total is not None  # a fit has rows
         return global_norm(total, xp=xp)

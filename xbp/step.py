@@ -2,9 +2,9 @@
 
     step(params, buffers, state, x, t, weight, scalars) -> (params, buffers, state, loss)
 
-Forward, loss, backward, clipping and optimiser. Everything that changes from step to step is an argument: `scalars`
-holds the learning rate and the key of each random layer. Scores, and the sums that
-evaluation needs, are two more such functions.
+Forward, loss, backward, penalty, clipping and optimiser. Everything that changes from step to step is an argument:
+`scalars` holds the learning rate and the key of each random layer. Scores, and the sums that evaluation needs, are two
+more such functions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from . import scaling
+from . import penalty, scaling
 from .losses import Loss
 from .metrics import Metric
 from .optimizers import Optimizer, clip_by_global_norm
@@ -43,6 +43,7 @@ class Step:
     trainable     names of the parameters that change; the rest are frozen and their gradients are not computed
     clip_norm     the largest global norm of the gradients, or None
     accumulate    the number of pieces that a batch is cut into, one after the other
+    penalty       alpha of the L2 penalty on trainable weight matrices, see `xbp.penalty`
     precision     one of `xbp.program.PRECISIONS`: what a record of this step is turned into. Called as it is, a step
                   computes in the dtype of its arrays; of "mixed-float16" it scales the loss
     """
@@ -55,6 +56,7 @@ class Step:
     accumulate: int = 1
     metrics: tuple[Metric, ...] = ()
     precision: str = "float32"
+    penalty: float = 0.0
 
     @property
     def scaled(self) -> bool:
@@ -148,7 +150,11 @@ class Step:
         if scale is not None:
             down = 1.0 / scale
             grads = {name: g * down for name, g in grads.items()}
-        return Gradients(loss * share, grads, passed.buffers)
+        loss = loss * share
+        if self.penalty:
+            by = penalty.strength(self.penalty, passed.y, weight, share, xp=xp)
+            loss, grads = penalty.penalised(loss, grads, params, self.trainable, by, xp=xp)
+        return Gradients(loss, grads, passed.buffers)
 
     def apply(
         self, params: Arrays, state: Arrays, grads: dict[str, Array], scalars: Scalars, *, xp: Namespace

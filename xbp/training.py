@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from . import checkpoint, checks, scaling
 from .backend import Backend, on_device
-from .callbacks import Callback, Progress, check_callbacks
-from .data import Batches, Order, Rows, open_rows, open_source, open_validation
+from .callbacks import Callback
+from .data import Batches, Order, Rows, open_rows, open_source, open_validation, order_of
 from .engine import Engine
 from .errors import DataError
 from .evaluation import evaluated, gradient_norm, loss_now
@@ -23,7 +23,7 @@ from .metrics import Metric, resolve_metrics
 from .model import Model
 from .optimizers import Names, Optimizer
 from .program import MeasuredProgram
-from .random import epoch_order
+from .progress import watchers
 from .scalars import Scalars
 from .step import Step
 from .typing import Array, Tree
@@ -50,6 +50,7 @@ class Trainer:
                   products of narrow numbers, added up in float32. Parameters and optimiser stay float32
     memory_limit  bytes that a step may take, as `program.memory` says: larger ones are cut as by `accumulate`, into
                   as few pieces as fit; None sets no limit
+    penalty       alpha of an L2 penalty on the weight matrices, divided by the weight of the batch; see `xbp.penalty`
 
     Raises `ShapeError`, `DTypeError`, `NameUnknown`, `ValueError` for settings that cannot work together.
     """
@@ -67,16 +68,17 @@ class Trainer:
         engine: str = "auto",
         precision: str = "float32",
         memory_limit: int | None = None,
+        penalty: float = 0.0,
     ) -> None:
-        checks.check_trainer(model, loss, optimizer, clip_norm, accumulate, memory_limit)
+        checks.check_trainer(model, loss, optimizer, clip_norm, accumulate, memory_limit, penalty)
         self.model = model
         self.backend = model.backend
         self.epoch = 0  # finished epochs
         self.steps = 0  # finished optimiser steps
         self.history: dict[str, list[float]] = {}
+        self.step_losses = np.zeros(0)  # of the last epoch, float64
         self.stop_reason: str | None = None
-        self.epochs_planned = 0
-        self.epoch_progress = (0, 0)
+        self.epochs_planned, self.epoch_progress = 0, (0, 0)
         self._scalars = Scalars(model, optimizer.lr)  # type: ignore[attr-defined]  # every rule has a rate
         self._best: Tree | None = None
         self._chunk = 1  # steps that the engine takes in about CHUNK_SECONDS, as far as is known
@@ -90,6 +92,7 @@ class Trainer:
             accumulate,
             resolve_metrics(metrics, loss),
             checks.chosen_precision(model, precision),
+            float(penalty),
         )
         self._state = self._step.init(model.params, xp=model.xp)
         name = checks.chosen_engine(model.backend, engine)
@@ -200,7 +203,7 @@ class Trainer:
         sample_weight: Any = None,
         epochs: int = 1,
         batch_size: int = 32,
-        shuffle: bool = True,
+        shuffle: bool | Callable[[int], Any] = True,
         validation: tuple[Any, ...] | None = None,
         callbacks: Collection[Callback] = (),
         progress: bool = False,
@@ -210,16 +213,16 @@ class Trainer:
         x, t             (N, D) inputs and targets as the loss takes them; or an iterable of (x, t) batches and no t
         sample_weight    (N,), the weight of each row in the loss; None is equal weights
         batch_size       rows a step; the last batch of an epoch may be smaller, and counts by its rows
-        shuffle          draw a new order of the rows for every epoch, from the model's seed
+        shuffle          draw a new order of the rows for every epoch, from the model's seed; or epoch -> order (N,)
         validation       (x, t) or (x, t, w), evaluated after each epoch: "val_loss", "val_accuracy", ...
         callbacks        stop conditions and observers, see `xbp.callbacks`
-        progress         a line an epoch on standard error
+        progress         a bar on standard error, or a line an epoch where there is no terminal or no rich
 
         Ctrl-C stops after the step at hand; `stop_reason` says why the training ended. Raises `ShapeError`,
         `DTypeError`, `LabelError`, `DataError` before the first step for data that does not fit, and `NonFiniteLoss`
         when the loss becomes NaN or infinite: the weights are then those from before the epoch.
         """
-        observers = check_callbacks(callbacks) + ((Progress(),) if progress else ())
+        observers = watchers(callbacks, progress)
         source = open_source(self.model, self.loss, x, t, sample_weight)
         if isinstance(source, Rows):
             checks.check_fit(self.model, source.n, batch_size)
@@ -227,9 +230,8 @@ class Trainer:
         held_out = None if validation is None else open_validation(self.model, self.loss, validation)
         self.stop_reason = None
         self.epochs_planned = self.epoch + checks.whole_number("epochs", epochs, 0)
-        engine = self._run_engine()
         if isinstance(source, Rows):
-            engine.prepare(*next(source.chunks(1)), rows=min(batch_size, source.n))
+            self._run_engine().prepare(*next(source.chunks(1)), rows=min(batch_size, source.n))
         for observer in observers:
             observer.on_fit_begin(self)
         try:
@@ -253,7 +255,7 @@ class Trainer:
         self,
         source: Rows | Batches,
         batch_size: int,
-        shuffle: bool,
+        shuffle: bool | Callable[[int], Any],
         held_out: Rows | None,
         observers: tuple[Callback, ...],
         interrupt: Interrupt,
@@ -262,9 +264,7 @@ class Trainer:
         losses: list[Array] = []
         reason = None
         if isinstance(source, Rows):
-            order = (
-                epoch_order(self.model.seed, self.epoch, source.n) if shuffle else np.arange(source.n, dtype=np.int32)
-            )
+            order = order_of(shuffle, self.model.seed, self.epoch, source.n)
             weights = source.batch_weights(order, batch_size)
             chunks = self._chunks(source, order, batch_size)
         else:
@@ -286,7 +286,7 @@ class Trainer:
             losses.append(loss_now(self._run_engine(), source, batch_size, self.backend))
         values = self.backend.to_host(self.model.xp.concat(losses)).astype(np.float64)
         self._check_losses(values, done, first_step, start)
-        values = values[:done]
+        self.step_losses = values = values[:done]
         if reason is not None and done < len(weights):
             self._stop(reason)  # in the middle of an epoch: the steps count, the epoch does not
             return

@@ -1,0 +1,382 @@
+"""What MLPClassifier and MLPRegressor have in common: from scikit-learn's settings to one Trainer, and back.
+
+Input is checked by scikit-learn, so messages and exceptions are its own. Weights and the order of the rows are drawn
+from `random_state` exactly as scikit-learn draws them, so a training is scikit-learn's up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator, _fit_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPRegressor as _OfScikitLearn
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
+from sklearn.utils.validation import _check_sample_weight
+
+from ..backend import Backend
+from ..callbacks import TimeLimit
+from ..errors import NonFiniteLoss
+from ..losses import Loss
+from ..optimizers import OPTIMIZERS
+from ..training import Trainer
+from ..typing import Array
+from .arrays import Placed
+from .building import built, hidden_sizes, optimizer_of
+from .curve import Curve
+from .following import Tasks, Told, begun, managed
+from .lbfgs import minimised
+from .rows import CHUNK, Shuffled, SparseBatches, followed, in_order, named_backend
+from .stream import Known, known, went_on
+
+__all__ = ["Perceptron"]
+
+SOLVERS = ("sgd", "adam")
+WORK = 1_000_000  # rows an epoch times weights: above it, compiling the step for the processor pays
+NON_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be preprocessed."
+)
+
+
+class Perceptron(Told, Placed, BaseEstimator):
+    """Base of the two estimators; see `MLPClassifier` for what the settings mean."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **{k: v for k, v in _OfScikitLearn._parameter_constraints.items() if k != "loss"},
+        "activation": [StrOptions({"identity", "logistic", "tanh", "relu"}), str, "array-like", HasMethods("forward")],
+        "dropout": [Interval(Real, 0, 1, closed="left"), "array-like"],
+        "normalization": [StrOptions({"batch", "layer"}), None],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), HasMethods("update"), None],
+        "schedule": [callable, None],
+        "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "scoring": [str, callable, None],
+        "time_limit": [Interval(Real, 0, None, closed="neither"), None],
+        "callbacks": ["array-like", tuple],
+        "engine": [str],
+        "backend": [str, None],
+        "dtype": [Options(str, {"float32", "float64"}), None],
+    }
+
+    _known: Known | None
+    _tasks: tuple[Tasks, ...]
+    _curve: Curve
+    _held_out: tuple[Any, Any, Any] | None
+
+    # --- what the two differ in -----------------------------------------------------------------------------------
+
+    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any, Any]:
+        """(X, targets, weights that the classes give or None), in scikit-learn's words where something is wrong."""
+        raise NotImplementedError
+
+    def _loss(self) -> Loss:
+        raise NotImplementedError
+
+    def _outputs(self, t: Any) -> int:
+        """The width of the network's output for these targets."""
+        raise NotImplementedError
+
+    def _predicted(self, t: Any) -> int:
+        """How many numbers are predicted for a row."""
+        return self._outputs(t)
+
+    def _held_out_score(self, scores: Array, t: Array, w: Array | None, backend: Backend) -> float:
+        raise NotImplementedError
+
+    def _decoded(self, t: Array) -> Any:
+        """Targets as y was given, for scorers."""
+        raise NotImplementedError
+
+    def _stratified(self, t: Any) -> Any:
+        """What the split for early stopping keeps the shares of; None: nothing."""
+        return None
+
+    # --- fitting --------------------------------------------------------------------------------------------------
+
+    @managed
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
+        """Fit to X (N, D), an array or a sparse matrix, and y.
+
+        sample_weight        (N,), the weight of each row in the loss
+        X_val, y_val         rows that are scored after each epoch, for `early_stopping` in place of a share of X;
+                             their loss is in `validation_loss_curve_`
+        sample_weight_val    (N_val,), the weights of those
+        """
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val go together; only one of them is given.")
+        held_out = None if X_val is None else (X_val, y_val, sample_weight_val)
+        return self._fit(X, y, sample_weight, incremental=False, held_out=held_out)
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, *, incremental: bool, held_out: tuple[Any, Any, Any] | None = None
+    ) -> Self:
+        self._known = None
+        sizes = hidden_sizes(self.hidden_layer_sizes)
+        first = not self.__sklearn_is_fitted__() or (not self.warm_start and not incremental)
+        X, t, class_weight = self._validate_input(X, y, incremental, first)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, X)
+        self._random_state = check_random_state(self.random_state)
+        if first:
+            self._initialize(X, [X.shape[1], *sizes, self._outputs(t)], t)
+        else:
+            self._check_same_library(X, "partial_fit" if incremental else "fit")
+        with self.backend_.active():
+            self._train(X, y, self._moved(t), self._weights(sample_weight, class_weight), incremental, held_out)
+        return self
+
+    def _train(
+        self, X: Any, y: Any, t: Array, w: Array | None, incremental: bool, held_out: tuple[Any, Any, Any] | None
+    ) -> None:
+        subtasks = 0 if self.solver == "lbfgs" else self.max_iter
+        context = None if incremental else begun(self, X, y, subtasks)
+        self._tasks = () if context is None or not subtasks else (Tasks(self, context, X, y),)
+        try:
+            if self.solver == "lbfgs":
+                self._fit_lbfgs(X, t, w)
+            else:
+                self._fit_stochastic(X, t, w, incremental, held_out)
+        finally:
+            self._tasks = ()
+        if context is not None:
+            context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=self._fitted_so_far)
+
+    def _fitted_so_far(self) -> dict[str, Any]:
+        """What makes a copy of this estimator ready to predict, as things stand."""
+        state = self.__getstate__()
+        return {name: value for name, value in state.items() if name not in self.get_params(deep=False)}
+
+    def _initialize(self, X: Any, units: list[int], t: Any) -> None:
+        """A new network with newly drawn weights, and an empty curve."""
+        self._place = followed(X) if self.backend is None else named_backend(self.backend)
+        self._input_place = followed(X)
+        self._dtype = self.dtype or str(X.dtype).rpartition(".")[2]
+        self._units = units
+        self._model, self._names = built(units, random_state=self._random_state, **self._building())
+        self._trainer = self._resume = self._lists = None
+        self._others: dict[str, Array] = {}
+        self.n_iter_ = 0
+        self.t_ = 0
+        self.n_outputs_ = self._predicted(t)
+        self.n_layers_ = len(units)
+        self.out_activation_ = self._out_activation()
+        if self.solver in SOLVERS:
+            self.loss_curve_: list[float] = []
+            self.validation_loss_curve_: list[float] | None = None
+            self._no_improvement_count = 0
+            self.validation_scores_: list[float] | None = [] if self.early_stopping else None
+            self.best_validation_score_ = -np.inf if self.early_stopping else None
+            self.best_loss_ = None if self.early_stopping else np.inf
+
+    def _out_activation(self) -> str:
+        raise NotImplementedError
+
+    def _ruled_by_solver(self) -> bool:
+        """Whether the rate is scikit-learn's business, and not that of an optimiser or a schedule of xbp."""
+        return self.optimizer is None and self.schedule is None
+
+    def _ready(self, rows: int, *, anew: bool) -> Trainer:
+        """The trainer, holding the newest weights; with a new optimiser where `anew`."""
+        if self._model is None:  # after a pickle
+            self._model, _ = built(self._units, random_state=None, **self._building())
+            for name, value in (self._resume.buffers if self._resume is not None else {}).items():
+                self._model.buffers[name] = value
+        self._take_back()
+        old = self._trainer
+        if not anew and old is not None and old._step.penalty == self.alpha:  # Trainer's partner, as its checkpoint
+            return old
+        engine = self.engine
+        if engine == "auto" and self.backend_.on_host:
+            weights = sum(a * b for a, b in zip(self._units[:-1], self._units[1:], strict=True))
+            engine = "auto" if rows * weights >= WORK else "planned"
+        trainer = Trainer(
+            self._model,
+            loss=self._loss(),
+            optimizer=optimizer_of(self) if anew or old is None else old.optimizer,
+            clip_norm=self.clip_norm,
+            engine=engine if anew or old is None else old.engine,
+            penalty=float(self.alpha),
+        )
+        if not anew and old is not None:
+            trainer._load(old._snapshot())
+            trainer._scalars.lr, trainer.steps = old._scalars.lr, old.steps
+        elif not anew and self._resume is not None:
+            trainer._load({**trainer._tree(), "state": self._resume.state})
+            trainer._scalars.lr, trainer.steps = self._resume.rate, self._resume.steps
+        self._trainer, self._resume = trainer, None
+        return trainer
+
+    def _fit_stochastic(
+        self, X: Any, t: Array, w: Array | None, incremental: bool, held_out: tuple[Any, Any, Any] | None
+    ) -> None:
+        if self.early_stopping and incremental:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        if held_out is not None:
+            held_out = self._checked_held_out(*held_out)
+        elif self.early_stopping:
+            X, t, w, held_out = self._split(X, t, w)
+        n = X.shape[0]
+        batch_size = self._batch_size(n)
+        order: Callable[[int], np.ndarray] = Shuffled(self._random_state, n) if self.shuffle else in_order(n)
+        trainer = self._ready(n, anew=not incremental)
+        self.n_iter_ = 0
+        curve = Curve(self, trainer, n, batch_size, self._scorer(held_out), self.early_stopping)
+        if held_out is not None and self.validation_scores_ is None:
+            self.validation_scores_ = []
+        self._held_out = held_out
+        self._curve = curve
+        if self.early_stopping:
+            trainer.keep_best()
+        limit = () if self.time_limit is None else (TimeLimit(self.time_limit),)
+        options: dict[str, Any] = {
+            "epochs": 1 if incremental else self.max_iter,
+            "callbacks": (curve, *limit, *self._tasks, *self.callbacks),
+        }
+        try:
+            if sparse.issparse(X):
+                host_t, host_w = self._host(t), None if w is None else self._host(w)
+                trainer.fit(SparseBatches(X, host_t, host_w, order, batch_size), **options)
+            else:
+                rows = order if self.shuffle else False
+                trainer.fit(X, t, sample_weight=w, batch_size=batch_size, shuffle=rows, **options)
+        except NonFiniteLoss as error:
+            raise ValueError(NON_FINITE) from error
+        finally:
+            self._held_out = None
+            self._lists = None  # whoever looked during the training saw what is old now
+            if self.early_stopping:
+                trainer.restore_best()
+        if trainer.stop_reason == "interrupted":
+            warnings.warn("Training interrupted by user.", stacklevel=4)
+        elif trainer.stop_reason == "epochs" and not incremental:
+            warnings.warn(
+                f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
+                "converged yet.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _one_step(self, X: Any, y: Any) -> bool:
+        """Whether a batch for `partial_fit` could be taken the quick way, and has been."""
+        loss = went_on(self, X, y, self._targets)
+        if loss is not None and not math.isfinite(loss):
+            raise ValueError(NON_FINITE)
+        return loss is not None
+
+    def _long_way(self, X: Any, y: Any, sample_weight: Any) -> Self:
+        """A batch for `partial_fit`, checked in full."""
+        self._fit(X, y, sample_weight, incremental=True)
+        assert self._trainer is not None  # it made the step
+        self._known = known(self, X, y, self._trainer, self._curve)
+        return self
+
+    def _targets(self, y: np.ndarray) -> np.ndarray | None:
+        """Targets of a plain y (N,), or None where it has to be looked at more closely."""
+        raise NotImplementedError
+
+    def _fit_lbfgs(self, X: Any, t: Array, w: Array | None) -> None:
+        trainer = self._ready(X.shape[0], anew=True)
+        minimised(self, trainer, X, t, w)
+        if not all(bool(self.backend_.xp.all(self.backend_.xp.isfinite(a))) for a in self._params().values()):
+            raise ValueError(NON_FINITE)
+
+    def _batch_size(self, n: int) -> int:
+        if self.batch_size == "auto":
+            return min(200, n)
+        if self.batch_size > n:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
+            )
+        return int(np.clip(self.batch_size, 1, n))
+
+    # --- rows held out --------------------------------------------------------------------------------------------
+
+    def _split(self, X: Any, t: Array, w: Array | None) -> tuple[Any, Array, Array | None, tuple[Any, Any, Any]]:
+        """Training and held-out rows, split as scikit-learn does from the same random numbers."""
+        kept, out = train_test_split(
+            np.arange(X.shape[0]),
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=self._stratified(t),
+        )
+        if len(out) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        rows = [(self._rows(X, i), self._rows(t, i), None if w is None else self._rows(w, i)) for i in (kept, out)]
+        return (*rows[0], rows[1])
+
+    def _rows(self, a: Any, index: np.ndarray) -> Any:
+        if isinstance(a, np.ndarray) or sparse.issparse(a):
+            return a[index]
+        return self.backend_.xp.take(a, self.backend_.asarray(index), axis=0)
+
+    def _checked_held_out(self, X: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
+        X, t, class_weight = self._validate_input(X, y, True, False)
+        w = None if w is None else _check_sample_weight(w, X)
+        return X, self._moved(t), self._weights(w, None if class_weight is None else class_weight)
+
+    def _scorer(self, held_out: tuple[Any, Any, Any] | None) -> Callable[[], float] | None:
+        """The score on the rows held out, as a function of no arguments."""
+        if held_out is None:
+            return None
+        X, t, w = held_out
+        if self.scoring is None:
+            return lambda: self._held_out_score(self._scores(X), t, w, self.backend_)
+        scorer, y = check_scoring(self, scoring=self.scoring), self._decoded(t)
+        weights = {} if w is None else {"sample_weight": w}
+
+        def score() -> float:
+            with warnings.catch_warnings():  # the rows held out have gone through a check that takes names off
+                warnings.filterwarnings("ignore", "X does not have valid feature names")
+                return float(scorer(self, X, y, **weights))
+
+        return score
+
+    def _note_validation(self, trainer: Trainer) -> None:
+        """Add the loss of the rows held out to their curve."""
+        if self._held_out is None:
+            return
+        X, t, w = self._held_out
+        losses, weights = [], []
+        size = CHUNK if sparse.issparse(X) else X.shape[0]
+        for first in range(0, X.shape[0], size):
+            rows = slice(first, min(first + size, X.shape[0]))
+            part = X[rows].toarray() if sparse.issparse(X) else X
+            weight = None if w is None else w[rows]
+            losses.append(trainer.evaluate(part, t[rows, ...], weight)["loss"])
+            weights.append(part.shape[0] if weight is None or size == X.shape[0] else float(self._host(weight).sum()))
+        if self.validation_loss_curve_ is None:
+            self.validation_loss_curve_ = []
+        self.validation_loss_curve_.append(float(np.average(losses, weights=weights)))
+
+    def _check_solver(self) -> bool:
+        if self.solver not in SOLVERS:
+            raise AttributeError(
+                f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic."
+            )
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.array_api_support = True
+        return tags
