@@ -1,8 +1,8 @@
 """Fail where the full suite skipped a test for any reason but those few that are honest.
 
 A skip is how a test goes missing unseen. With torch, jax and every extra installed, what may be missing is a CUDA
-device, and what scikit-learn's array API checks ask for besides: Intel's and Apple's devices, and dpnp. Scikit-learn also
-skips a check of a method that an estimator is free not to have. Reads pytest's XML report, and is silent where all is
+device, and what scikit-learn's array API checks ask for besides: Intel's and Apple's devices, and dpnp. Scikit-learn
+also skips a check of a method that an estimator may lack. Reads pytest's XML report, and is silent where all is
 well, so that pytest has the last word.
 """
 
