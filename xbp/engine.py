@@ -18,7 +18,7 @@ from .losses import SoftmaxCrossEntropy
 from .optimizers import global_norm
 from .program import MeasuredProgram, Memory, readable
 from .recording import Kind, Signature, flat, inputs_of, record, signature_of
-from .runner import EagerRunner, FunctionRunner, Runner
+from .runner import EagerRunner, FunctionRunner, Preparing, Runner
 from .step import Gradients, Step
 from .typing import Array, Inputs, Namespace, Scalar, Tree
 
@@ -154,7 +154,8 @@ class Engine:
                 if self.name == "eager":
                     return FunctionRunner(program, self._backend, self.name, self._backend.interpreted(program))
                 runner: Runner = self._backend.compile(program, self.name)
-                runner.prepare(rows)
+                if isinstance(runner, Preparing):
+                    runner.prepare(rows)
                 return runner
             except MemoryExceeded:
                 raise  # another engine would need no less

@@ -7,7 +7,7 @@ namespace; the others are made by `backend.compile`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .backend import Backend
 from .program import Program
@@ -15,16 +15,13 @@ from .recording import flat, inputs_of, nested
 from .step import Step
 from .typing import Array, Inputs, Scalar, Tree
 
-__all__ = ["EagerRunner", "FunctionRunner", "Runner", "take_rows"]
+__all__ = ["EagerRunner", "FunctionRunner", "Preparing", "Runner", "take_rows"]
 
 
 class Runner(Protocol):
     """What an engine offers. A loss that was returned is never overwritten."""
 
     engine: str
-
-    def prepare(self, rows: int) -> None:
-        """Get ready for batches of so many rows, so that what fails does so before a step. May be left undone."""
 
     def load(self, tree: Tree) -> None:
         """Take over parameters, buffers and optimiser state; the arrays given are never written to."""
@@ -37,6 +34,14 @@ class Runner(Protocol):
 
     def read(self) -> Tree:
         """The values after the last finished step, valid until the next."""
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """What a Runner may offer besides: an engine that compiles late says before the first step what it cannot do."""
+
+    def prepare(self, rows: int) -> None:
+        """Get ready for batches of so many rows. Raises an `XBPError` for what cannot be run, or does not fit."""
 
 
 def take_rows(x: Inputs, index: Array, backend: Backend) -> Inputs:
@@ -53,9 +58,6 @@ class EagerRunner:
         self._step = step
         self._backend = backend
         self._tree: Tree = {}
-
-    def prepare(self, rows: int) -> None:
-        """There is nothing to prepare."""
 
     def load(self, tree: Tree) -> None:
         self._tree = {section: dict(arrays) for section, arrays in tree.items()}
@@ -90,9 +92,6 @@ class FunctionRunner:
         self._function = function
         self._names = tuple(program.inputs)
         self._arrays: dict[str, Array] = {}
-
-    def prepare(self, rows: int) -> None:
-        """There is nothing to prepare."""
 
     def load(self, tree: Tree) -> None:
         self._arrays = flat(tree)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .products import Matrix, Product
 
-__all__ = ["Answer", "mask_of", "reference", "small_product"]
+__all__ = ["Answer", "bits_of", "mask_of", "reference", "small_product"]
 
 
 class Answer(NamedTuple):
@@ -44,7 +44,7 @@ def reference(
             return Answer(np.maximum(z, 0), None, mask_of(z > 0, p.aux_ld) if "aux" in p.epilogue else None)
         case "drelu" | "drelu_bgrad":
             assert aux is not None  # its mask
-            d = np.where(_bits(aux, p.m), z, wide(0))
+            d = np.where(bits_of(aux, p.m), z, wide(0))
             return Answer(d, d.sum(axis=1) if p.epilogue == "drelu_bgrad" else None)
         case "bgrada":
             return Answer(z, a.sum(axis=1))
@@ -66,7 +66,8 @@ def mask_of(set_: np.ndarray, ld: int) -> np.ndarray:
     return np.packbits(bits, axis=1, bitorder="little").view(np.int32)
 
 
-def _bits(mask: np.ndarray, m: int) -> np.ndarray:
+def bits_of(mask: np.ndarray, m: int) -> np.ndarray:
+    """A mask as the library keeps it, as booleans (m, n); nobody says what its other bits are."""
     bits = np.unpackbits(np.ascontiguousarray(mask).view(np.uint8), axis=1, bitorder="little")
     return bits[:, :m].T.astype(bool)
 

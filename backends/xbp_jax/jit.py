@@ -123,9 +123,6 @@ class JitRunner:
             jax.jit(_with_room(jax), static_argnums=0),
         )
 
-    def prepare(self, rows: int) -> None:
-        """There is nothing to prepare."""
-
     def load(self, tree: Tree) -> None:
         arrays = {name: self._xp.asarray(a, copy=True) for name, a in flat(tree).items()}
         owned = tuple([arrays.pop(name) for name in self._updates])

@@ -56,9 +56,6 @@ class PlannedRunner:
         """The memory in which steps are computed; nothing in it outlives a step."""
         return self._arena
 
-    def prepare(self, rows: int) -> None:
-        """There is nothing to prepare."""
-
     def load(self, tree: Tree) -> None:
         for name, a in flat(tree).items():
             self._owned[name][...] = cast(np.ndarray, a)

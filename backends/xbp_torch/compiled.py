@@ -157,9 +157,6 @@ class CompiledRunner:
         self._constants: list[Any] = []
         self._sets: tuple[list[Any], list[Any]] = ([], [])  # the values after the last step, and room for the next
 
-    def prepare(self, rows: int) -> None:
-        """There is nothing to prepare."""
-
     def load(self, tree: Tree) -> None:
         arrays: dict[str, Any] = flat(tree)
         copies = {name: a.detach().clone(memory_format=self._torch.contiguous_format) for name, a in arrays.items()}

@@ -17,7 +17,7 @@ from xbp.typing import Array
 
 from ..lt import Algorithm, Descriptor
 from ..products import Matrix, Product
-from ..reference import mask_of, reference, small_product
+from ..reference import bits_of, mask_of, reference, small_product
 from .device import Memory, Multiply
 
 __all__ = ["Proofs", "Stage", "Trial"]
@@ -64,7 +64,7 @@ class Proofs:
         if wanted.bias is not None:
             right = right and np.array_equal(_numbers_of(beside[0], p.d.dtype), wanted.bias)
         if wanted.aux is not None:
-            right = right and np.array_equal(_bits_of(beside[-1].get(), p.m), _bits_of(wanted.aux, p.m))
+            right = right and np.array_equal(bits_of(beside[-1].get(), p.m), bits_of(wanted.aux, p.m))
         return right
 
     def _by_columns(self, matrix: np.ndarray, like: Matrix) -> Any:
@@ -82,11 +82,6 @@ def _numbers_of(array: Any, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return (host.astype(np.uint32) << 16).view(np.float32)
     return host.astype(np.float64 if dtype == "float64" else np.float32)
-
-
-def _bits_of(mask: np.ndarray, m: int) -> np.ndarray:
-    """The bits of a mask that belong to entries; nobody says what the others are."""
-    return np.unpackbits(mask.view(np.uint8), axis=1, bitorder="little")[:, :m]
 
 
 class Stage(Protocol):

@@ -156,9 +156,6 @@ class NativeRunner:
         self._loss = (self._native.module.places.where("loss"), loss.dtype.name)
         self._prepared: dict[int, _Prepared] = {}
 
-    def prepare(self, rows: int) -> None:
-        """There is nothing to prepare."""
-
     def load(self, tree: Tree) -> None:
         for section, arrays in tree.items():
             for name, a in arrays.items():
