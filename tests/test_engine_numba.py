@@ -32,6 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent
 numpy = xbp.get_backend("numpy")
 
 
+@pytest.fixture(autouse=True)
+def stubborn_threads(monkeypatch):
+    """Threads work together here however busy the machine is."""
+    monkeypatch.setattr(threads, "CROWDED", 0.0)
+
+
 def runner_of(trainer):
     return trainer._engine._current
 
@@ -183,19 +189,49 @@ def test_steps_are_the_run():
     assert len({float(a) for a in losses}) == 4
 
 
-def test_the_number_of_threads_changes_no_bit(monkeypatch):
-    described = Described(inputs=300, width=130, layers=("relu", "layer", 70, "gelu", "batch"), optimizer="adam")
-    x, t, w = ns.batch(described, 100, 0)
+@pytest.mark.parametrize("loss", ["softmax", "squared"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rows", [2, 100])
+def test_the_number_of_threads_changes_no_bit(rows, weighted, loss, monkeypatch):
+    layers = ("relu", "layer", 70, "gelu", "batch")
+    described = Described(
+        inputs=300, width=130, layers=layers, optimizer="adam", loss=loss, weighted=weighted, clip_norm=0.5
+    )
+    x, t, w = ns.batch(described, rows, 0)
     trees = []
     for count in (1, 2, 3):
         monkeypatch.setattr(threads, "available_threads", lambda count=count: count)
-        trainer = ns.trainer(described, "numba")
-        for _ in range(3):
-            trainer.step(x, t, w)
+        trainer = ns.trainer(described, "numba", penalty=0.1)
+        losses = [trainer.step(x, t, w) for _ in range(3)]
         assert runner_of(trainer)._native.module.parallel
-        trees.append({k: np.array(a) for k, a in flat(trainer._tree()).items()})
+        trees.append({k: np.array(a) for k, a in flat(trainer._tree()).items()} | {"losses": np.array(losses)})
     assert_same(trees[1], trees[0])
     assert_same(trees[2], trees[0])
+
+
+def test_threads_that_are_kept_from_their_cores_work_alone_for_a_while(monkeypatch):
+    team, now = threads.Team(), [100.0]
+    monkeypatch.setattr(threads, "CROWDED", 0.9)
+    monkeypatch.setattr(threads.time, "monotonic", lambda: now[0])
+
+    def count():
+        with team.together(2) as threads_there:
+            return threads_there
+
+    assert count() == 2
+    waits = []
+    for _ in range(7):
+        team._wall, team._busy = 1.0, 0.8
+        team._look()
+        assert count() == 1
+        waits.append(round(team._alone_until - now[0], 6))
+        now[0] = team._alone_until
+        assert count() == 2
+    assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 6.4]
+    team._wall, team._busy = 1.0, 0.95
+    team._look()
+    assert count() == 2
+    assert (team._wall, team._busy, team._alone) == (0.0, 0.0, 0.2)
 
 
 def test_trainings_in_four_threads_at_once():

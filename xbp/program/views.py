@@ -14,7 +14,7 @@ from .program import Operation
 from .shapes import Dim, Shape
 from .values import Value
 
-__all__ = ["Layout", "Linear", "constant", "contiguous", "linear", "size_of", "spread", "times", "viewed"]
+__all__ = ["Layout", "Linear", "constant", "contiguous", "linear", "scaled", "size_of", "spread", "times", "viewed"]
 
 
 class Linear(NamedTuple):
@@ -50,7 +50,7 @@ def times(a: Linear, b: Linear) -> Linear | None:
     return Linear(a.constant * b.constant, a.constant * b.per_row + a.per_row * b.constant)
 
 
-def _scaled(a: Linear, factor: int) -> Linear:
+def scaled(a: Linear, factor: int) -> Linear:
     return Linear(a.constant * factor, a.per_row * factor)
 
 
@@ -137,11 +137,11 @@ def _indexed(op: Operation, shape: Shape, layout: Layout) -> Layout | None:
             if isinstance(length, Dim) or any(isinstance(e, Dim) for e in ends):
                 return None
             start, _, jump = part.indices(length)
-            strides.append(_scaled(step, jump))
+            strides.append(scaled(step, jump))
         else:
             if isinstance(part, Dim) or (isinstance(length, Dim) and part < 0):
                 return None
             start = part % length if not isinstance(length, Dim) else part
-        moved = _scaled(step, start)
+        moved = scaled(step, start)
         offset = Linear(offset.constant + moved.constant, offset.per_row + moved.per_row)
     return Layout(layout.root, offset, tuple(strides))

@@ -15,7 +15,7 @@ from xbp.errors import NotCompiled
 from xbp.program import DTYPES, Dim, Operation, RecordedDType, Value
 from xbp.program.fusion import FREE, REDUCTIONS, Access, Fused, Group, accesses, leaves, reduction_kind, space
 from xbp.program.shapes import same
-from xbp.program.views import contiguous
+from xbp.program.views import Linear, contiguous, linear, scaled
 
 from .memory import ONE, ZERO, Memory
 from .reductions import Reduction
@@ -33,6 +33,7 @@ class Loop(Memory):
 
     parallel    whether the function takes its share of the work by `tid` and `nt`, or does all of it
     extra       values that wait for a later walk in memory of their own: a row of them is too long for the stack
+    parts       bytes for what each row adds to a sum, in float64, where threads share the rows
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Loop(Memory):
         self._fused, self._group, self._parallel = fused, group, parallel
         self._made = {op.result for op in group.operations}
         self.extra: dict[Value, str] = {}
+        self.parts: dict[str, Linear] = {}
+        self._parts_shared = False
         self._stack: dict[Value, str] = {}  # values of which one row waits, on the stack of the thread
         self._levels: dict[Value, int] = {}
         self._row_values: dict[Any, str] = {}
@@ -62,9 +65,6 @@ class Loop(Memory):
     def _full(self, value: Value) -> bool:
         """Whether a value has an entry for every column that is walked."""
         return not self._narrow and not same(space(value.shape)[1], 1)
-
-    def _accesses(self, op: Operation) -> list[Access]:
-        return accesses(self._fused, op)
 
     def _leaves(self, op: Operation) -> Iterator[Access]:
         return leaves(self._fused, op)
@@ -140,12 +140,20 @@ class Loop(Memory):
         else:
             across = [r for r in self._reductions.values() if r.across]
             for r in across:
-                r.open(w)
+                if self._parts_shared:
+                    place = f"parts {r.op.result.name}"
+                    self.parts[place] = scaled(linear(self._group.rows), 8)
+                    r.share(self._pointer(place))
+                else:
+                    r.open(w)
             for r in self._columnwise():
                 self._each_column(r, first=True)
             self._each_row()
+            if self._parts_shared:
+                self._leave_unless_last()
             for r in across:
-                self._keep(r.op.result, r.close(w, self._count(r)))
+                total = r.total(w, self._times(self._group.rows)) if self._parts_shared else r.gathered(w)
+                self._keep(r.op.result, r.closed(w, total, self._count(r)))
             for r in self._columnwise():
                 if r.op.function == "mean":
                     self._each_column(r, first=False)
@@ -155,7 +163,7 @@ class Loop(Memory):
     def _take_share(self) -> None:
         """Find the rows and columns that are this thread's. Sums down the columns are shared by columns, or not at all.
 
-        No entry is summed by two threads, so their number changes no bit.
+        No entry is summed by two threads, and what rows add up to is summed by one, so their number changes no bit.
         """
         w, group = self._w, self._group
         self._rows = ("0", self._times(group.rows))
@@ -165,7 +173,8 @@ class Loop(Memory):
         reductions = self._reductions.values()
         if self._flat:
             share = self._columns = w.share(self._columns[1], LINE)
-        elif not any(r.across or r.kind == "column" for r in reductions):
+        elif all(r.addable if r.across else r.kind == "row" for r in reductions):
+            self._parts_shared = any(r.across for r in reductions)
             share = self._rows = w.share(self._rows[1], 1)
         elif all(r.walked and r.kind == "column" for r in reductions) and not self._keeps_rows():
             share = self._columns = w.share(self._columns[1], LINE)
@@ -173,6 +182,16 @@ class Loop(Memory):
             w.leave_unless(w.new("icmp eq i64 %tid, 0"))
             return
         w.leave_unless(w.new(f"icmp slt i64 {share[0]}, {share[1]}"))
+
+    def _leave_unless_last(self) -> None:
+        """All threads that have rows come here; the one that comes last stays, and finds what the others have left."""
+        w, rows = self._w, self._times(self._group.rows)
+        counter = w.new(f"getelementptr i64, ptr {self._pointer('sync')}, i64 1")
+        before = w.new(f"atomicrmw add ptr {counter}, i64 1 acq_rel")
+        fewer = w.new(f"icmp slt i64 %nt, {rows}")
+        others = w.new(f"sub i64 {w.new(f'select i1 {fewer}, i64 %nt, i64 {rows}')}, 1")
+        w.leave_unless(w.new(f"icmp eq i64 {before}, {others}"))
+        w.do(f"store i64 0, ptr {counter}")
 
     def _keeps_rows(self) -> bool:
         """Whether something is stored once a row, which threads that share the columns would all store."""
@@ -204,7 +223,8 @@ class Loop(Memory):
         w, (start, columns) = self._w, self._columns
         before, body = w.label, w.fresh_label()
         self._column, following = w.name(), w.name()
-        along = [r for r in self._reductions.values() if r.walked and r.kind != "column" and self._at(r) == level]
+        here = [r for r in self._reductions.values() if self._levels[r.op.result] == level]
+        along = [r for r in here if r.walked and r.kind != "column"]
         w.do(f"br label %{body}")
         w.start(body)
         w.do(f"{self._column} = phi i64 [ {start}, %{before} ], [ {following}, %{body} ]")
@@ -253,7 +273,7 @@ class Loop(Memory):
             else:
                 register = self._operand(op, 0, reduction.dtype)
             if reduction is not None and reduction.across:
-                reduction.gather(self._w, register)
+                reduction.gather(self._w, register, self._row)
                 continue
             if reduction is not None and not reduction.walked and op.function == "argmax":
                 register = "0"
@@ -262,9 +282,6 @@ class Loop(Memory):
                 self._keep(value, register)
 
     # --- reductions -----------------------------------------------------------------------------------------------
-
-    def _at(self, r: Reduction) -> int:
-        return self._levels[r.op.result]
 
     def _columnwise(self) -> list[Reduction]:
         return [r for r in self._reductions.values() if r.walked and r.kind == "column"]
@@ -306,7 +323,7 @@ class Loop(Memory):
         if op.function in FREE:
             return self._inlined(op.result, True, True)
         if op.function == "astype":
-            return converted(self._w, (self._read(self._accesses(op)[0]), op.operands[0].dtype), op.result.dtype)
+            return converted(self._w, (self._read(accesses(self._fused, op)[0]), op.operands[0].dtype), op.result.dtype)
         dtype = op.result.dtype
         if op.function in ANSWERS | {"isfinite"}:
             dtype = max((v.dtype for v in op.operands), key=lambda d: d.bits)

@@ -88,6 +88,8 @@ class Module:
             loop = Loop(f, group, slots, self._declarations, self.parallel)
             for value, place in loop.extra.items():
                 self.places.add(place, value, number)
+            for place, size in loop.parts.items():
+                self.places.blocks[place] = Block(size, number, number)
             return loop.text(name), loop.arguments
         (op,) = group.operations
         if group.kind == "product":

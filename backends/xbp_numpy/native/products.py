@@ -9,7 +9,7 @@ NumPy's BLAS is left for products whose width is the batch's.
 from __future__ import annotations
 
 from xbp.errors import NotCompiled
-from xbp.program.views import Linear, constant
+from xbp.program.views import Linear, constant, scaled
 
 from .matrices import Matrix, Product
 from .tiles import Registers, tile, turn
@@ -57,14 +57,14 @@ class Emitter:
     def scratch(self) -> Linear:
         """Bytes of a copy of b that threads share, each filling the panels that it reads; 0 where there is none."""
         copied = (self._turned or self._packed) and self._by_columns
-        return _scaled(self._p.k, self._p.n.constant * self._size) if copied else Linear(0)
+        return scaled(self._p.k, self._p.n.constant * self._size) if copied else Linear(0)
 
     @property
     def own_scratch(self) -> Linear:
         """Bytes of the copies of which every thread has its own: of b where all read all of it, and of a."""
         columns = self._p.n.constant if (self._turned or self._packed) and not self._by_columns else 0
         rows = self._blocks * BLOCK if self._gathered else 0
-        return _scaled(self._p.k, (columns + rows) * self._size)
+        return scaled(self._p.k, (columns + rows) * self._size)
 
     @property
     def _blocks(self) -> int:
@@ -338,7 +338,3 @@ class Emitter:
 
 def _short(length: Linear) -> bool:
     return not length.per_row and 1 < length.constant <= LONGEST
-
-
-def _scaled(a: Linear, factor: int) -> Linear:
-    return Linear(a.constant * factor, a.per_row * factor)

@@ -7,7 +7,7 @@ from xbp.program.fusion import Group
 from xbp.program.shapes import same
 
 from .scalars import REGISTER, converted, number, scalar
-from .writer import Writer
+from .writer import Counted, Writer
 
 __all__ = ["Reduction"]
 
@@ -30,7 +30,7 @@ class Reduction:
         # Many rows are added up in float64: float32 would lose a digit over some thousand of them.
         adds = op.function in ("sum", "mean") and self.dtype.kind == "real floating"
         self._wide = DTYPES["float64"] if adds else self.dtype
-        self._running = self._next = self._index = self._next_index = self._place = ""
+        self._running = self._next = self._index = self._next_index = self._place = self._parts = ""
 
     @property
     def empty(self) -> str:
@@ -99,6 +99,15 @@ class Reduction:
 
     # --- over all rows --------------------------------------------------------------------------------------------
 
+    @property
+    def addable(self) -> bool:
+        """Whether each row's part may wait in memory for the others."""
+        return self._adds and self._wide.name == "float64"
+
+    def share(self, parts: str) -> None:
+        """Before the rows, where threads share them: there is one float64 for each at `parts`."""
+        self._parts = parts
+
     def open(self, w: Writer) -> None:
         """Before the rows."""
         t = REGISTER[self._wide.name]
@@ -106,9 +115,13 @@ class Reduction:
         empty = number(0, self._wide) if self._wide != self.dtype else self.empty
         w.do(f"store {t} {empty}, ptr {self._place}")
 
-    def gather(self, w: Writer, part: str) -> None:
+    def gather(self, w: Writer, part: str, row: str) -> None:
         """One row's part."""
         t = REGISTER[self._wide.name]
+        if self._parts:
+            part = converted(w, (part, self.dtype), self._wide)
+            w.do(f"store {t} {part}, ptr {w.new(f'getelementptr {t}, ptr {self._parts}, i64 {row}')}")
+            return
         old = w.new(f"load {t}, ptr {self._place}")
         part = converted(w, (part, self.dtype), self._wide)
         new = w.new(f"fadd reassoc {t} {old}, {part}") if self._wide.name == "float64" and self._adds else None
@@ -118,8 +131,20 @@ class Reduction:
     def _adds(self) -> bool:
         return self.op.function in ("sum", "mean")
 
-    def close(self, w: Writer, count: str) -> str:
-        """After the rows: the result."""
+    def gathered(self, w: Writer) -> str:
+        """After the rows: what one thread has added up."""
+        return w.new(f"load {REGISTER[self._wide.name]}, ptr {self._place}")
+
+    def total(self, w: Writer, rows: str) -> str:
+        """After the rows: the sum of all parts, always in the same order."""
         t = REGISTER[self._wide.name]
-        total = converted(w, (w.new(f"load {t}, ptr {self._place}"), self._wide), self.dtype)
-        return self.divided(w, total, count)
+        with Counted(w, rows) as row:
+            so_far = row.carried(t, number(0, self._wide))
+            part = w.new(f"load {t}, ptr {w.new(f'getelementptr {t}, ptr {self._parts}, i64 {row.index}')}")
+            more = w.new(f"fadd reassoc {t} {so_far}, {part}")
+            row.carry(more)
+        return more
+
+    def closed(self, w: Writer, total: str, count: str) -> str:
+        """The result, from what all rows add up to."""
+        return self.divided(w, converted(w, (total, self._wide), self.dtype), count)

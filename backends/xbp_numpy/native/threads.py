@@ -2,7 +2,8 @@
 
 The helpers belong to the process. Between two steps they look for work for about a millisecond and then sleep, so a
 training keeps them awake and nobody else is kept from a core. One Runner at a time has them; another that comes
-meanwhile runs alone, to the same bits.
+meanwhile runs alone, to the same bits. So does one whose threads are kept from their cores by other programs: a step in
+which each waits for the slowest a dozen times is faster on one core than on a part of two.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ctypes
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -23,9 +25,12 @@ from .compiler import Code, compiled
 
 __all__ = ["MOST", "Team", "available_threads", "barrier", "team", "yield_address"]
 
-PATIENCE = 4000  # turns of waiting for one another before the core is offered to others
+PATIENCE = 100  # turns of waiting for one another before the core is offered to others
 IDLE = 40_000  # turns of looking for work before a helper sleeps
 MOST = max(4, min(os.cpu_count() or 1, 64))  # threads that ever work together
+GLANCE = 0.02  # seconds of work after which it is looked at whether the threads had their cores
+CROWDED = 0.9  # share of their time below which they had not
+ALONE = (0.2, 6.4)  # seconds that are worked alone then: at first, and at most, doubling each time
 LINE = 8  # 64-bit words of a cache line; each thread writes into one of its own
 
 # The words of the block through which work is handed out.
@@ -248,12 +253,17 @@ class Team:
         self._beds: list[threading.Semaphore] = []
         self._taken = threading.Lock()
         self.sync = np.zeros(MOST * LINE, np.int64)
+        self._wall = self._busy = 0.0  # seconds of work so far, and what of it the threads had cores for
+        self._alone, self._alone_until = ALONE[0], 0.0
 
     @contextlib.contextmanager
     def together(self, threads: int) -> Iterator[int]:
-        """Have the helpers for a while; gives the number of threads that there are, 1 where somebody else has them."""
+        """Have the helpers for a while; gives the number of threads that there are, 1 where somebody else has them, or
+        other programs their cores.
+        """
         threads = min(threads, MOST)  # each has its place in the blocks below, and in the scratch memory of products
-        if threads < 2 or not self._taken.acquire(blocking=False):
+        crowded = time.monotonic() < self._alone_until
+        if threads < 2 or crowded or not self._taken.acquire(blocking=False):
             yield 1
             return
         try:
@@ -291,7 +301,21 @@ class Team:
         """
         # Helpers that sat out the last time have counted fewer barriers.
         self.sync[LINE : threads * LINE : LINE] = self.sync[0]
+        wall, busy = time.monotonic(), time.process_time()
         self._lead(self._address, self._wake_address, function, table, n, steps, threads)
+        self._wall += time.monotonic() - wall
+        self._busy += (time.process_time() - busy) / threads
+        if self._wall >= GLANCE:
+            self._look()
+
+    def _look(self) -> None:
+        """Work alone for a while where the threads, which never sleep over their work, had no core for part of it."""
+        if self._busy < CROWDED * self._wall:
+            self._alone_until = time.monotonic() + self._alone
+            self._alone = min(2 * self._alone, ALONE[1])
+        else:
+            self._alone = ALONE[0]
+        self._wall = self._busy = 0.0
 
 
 _team: Team | None = None
