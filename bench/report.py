@@ -15,6 +15,7 @@ from typing import Any
 
 import chart
 import gpu_report
+import numpy as np
 from products import LIMIT
 from ratios import find, fraction
 
@@ -54,6 +55,8 @@ def report(found: Json) -> str:
     """What one file of results says, with the conditions that it was measured under, as Markdown."""
     if "fashion" in found:
         return fashion(found)
+    if "estimators" in found:
+        return estimators(found)
     if "gpu" in found:
         return gpu_report.section(found)
     results = found["results"]
@@ -172,6 +175,37 @@ def fashion(found: Json) -> str:
         f"batches that lie ready ({steps['low']:.2f}-{steps['high']:.2f} in {steps['rounds']} rounds); all of its "
         f"first `fit`, compilation included, {steps['ratio_of_whole_fit']:.2f} times as long as as many steps. "
         f"{where(found)}"
+    )
+
+
+def estimators(found: Json) -> str:
+    """What bench/estimators.py measured: scikit-learn's estimators and xbp's, with the same settings."""
+    s = found["settings"]
+    rows = [["", "network", "times as fast", "`fit`, s", "scikit-learn's, s", "score", "scikit-learn's score"]]
+    rows.append(["---", "---", *["---:"] * 5])
+    for f in found["estimators"]:
+        seconds, scores, times = f["seconds"], f["scores"], f["times_as_fast"]
+        rows.append(
+            [
+                f["name"],
+                f"{f['network']}, `{f['engine']}`",
+                f"**{times['median']:.2f}** ({times['low']:.2f}-{times['high']:.2f})",
+                *(f"{np.median(seconds[who]):.2f}" for who in ("xbp", "sklearn")),
+                *(f"{np.mean(scores[who]):.4f}" for who in ("xbp", "sklearn")),
+            ]
+        )
+    streams = [
+        f"**{p['times_as_fast']['median']:.0f}** times as fast with the engine `{p['engine']}` "
+        f"({p['microseconds']['xbp']:.0f} µs)"
+        for p in found["partial_fit"]
+    ]
+    p = found["partial_fit"][0]
+    return (
+        "xbp's estimators beside scikit-learn's, with the same settings and `random_state`, default where the network "
+        "does not say otherwise; the score is the accuracy, or R² for regressions, on rows held out; means of "
+        f"{s['seeds']} seeds, medians for times:\n\n{lines(rows)}\n\n"
+        f"`partial_fit` on batches of {p['batch']} rows, network {p['network']}: {' and '.join(streams)}, where "
+        f"scikit-learn takes {p['microseconds']['sklearn']:,.0f} µs. {where(found)}"
     )
 
 

@@ -5,7 +5,6 @@ No time is asserted, and every number of a GPU in here is made up for the test.
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -24,17 +23,6 @@ ADAM = replace(case_named("mid"), widths=(12, 16, 8, 4), batch=16, steps=6)
 
 # PyTorch's own modules, when TorchInductor is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.*is deprecated:DeprecationWarning")
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """A module of bench/, by name; processes that are started find it too."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if (ROOT / "bench" / f"{name}.py").exists():
-            del sys.modules[name]
 
 
 @pytest.fixture

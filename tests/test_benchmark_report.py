@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +19,6 @@ from xbp.benchmark import Training, case_named
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = replace(case_named("tiny"), steps=4)
 SECONDS = 1e-4  # a block is then one step
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """A module of bench/, by name; they import each other as scripts of one folder do."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if (ROOT / "bench" / f"{name}.py").exists():
-            del sys.modules[name]
 
 
 def made_up(names, **blocks):

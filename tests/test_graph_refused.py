@@ -39,7 +39,7 @@ BAD = {
         ["x1"],
         "p",
         NameUnknown,
-        r"Unknown input of node 'p' 'X1'\. Did you mean 'x1'\? Known: p, x1",
+        r"Unknown input of node 'p': 'X1'\. Did you mean 'x1'\? Known: p, x1",
     ),
     "unknown output": (
         {"pred": (xbp.Tanh(), "x")},

@@ -157,7 +157,7 @@ def chosen_engine(backend: Backend, engine: str) -> str:
             f"Without it there are: {', '.join(backend.engines)}."
         )
     if engine not in backend.engines:
-        raise unknown_name(f"engine of backend {backend.name!r}", engine, (*backend.engines, "auto"))
+        raise unknown_name(f"engine of backend {backend.name!r}:", engine, (*backend.engines, "auto"))
     return engine
 
 

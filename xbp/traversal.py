@@ -200,7 +200,7 @@ def plan_graph(nodes: Mapping[str, Any], inputs: Iterable[str], output: str) -> 
             raise ShapeError(f"Node {name!r} is {layer}, which takes {layer.arity} inputs; it is given {len(sources)}.")
         for source in sources:
             if source not in known:
-                raise unknown_name(f"input of node {name!r}", source, known)
+                raise unknown_name(f"input of node {name!r}:", source, known)
         waiting[name] = Node(name, layer, tuple(sources))
     done: list[Node] = []
     made = set(inputs)

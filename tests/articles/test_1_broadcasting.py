@@ -244,11 +244,9 @@ def test_the_articles_own_formulas_run_once_their_results_are_stored():
 
 
 def examples():
-    """The Python examples of the documentation."""
-    pages = sorted(ROOT.glob("docs/**/*.md"))
-    in_pieces = ("engine.md", "cuda.md")  # each is one program in pieces; tests/test_program_docs.py runs them
-    for path in [ROOT / "README.md", *(p for p in pages if p.name not in in_pieces)]:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    """The Python examples of README and CONTRIBUTING; tests/test_docs.py runs those of the site, page by page."""
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        text = path.read_text(encoding="utf-8")
         for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S), 1):
             yield pytest.param(code, id=f"{path.stem}-{i}")
 
