@@ -6,8 +6,9 @@ values or on the batch size; `Signature` says which of a model's programs fits a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 from .errors import RecordingError
@@ -38,12 +39,13 @@ class Signature:
     w: Kind | None
 
 
-def _dtype_name(array: Array) -> str:
-    return str(array.dtype).rpartition(".")[2]
+@lru_cache(maxsize=64)
+def _dtype_name(dtype: Hashable) -> str:
+    return str(dtype).rpartition(".")[2]  # which takes NumPy some microseconds
 
 
 def _kind(array: Array) -> Kind:
-    return Kind(tuple(array.shape[1:]), _dtype_name(array))
+    return Kind(tuple(array.shape[1:]), _dtype_name(array.dtype))
 
 
 def signature_of(x: Inputs, t: Array | None, w: Array | None) -> Signature:
@@ -118,7 +120,7 @@ def _recorded(what: str, step: Step, tree: Tree, batch: Signature, n: int) -> Pr
     arrays: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for section in SECTIONS if what in ("step", "apply") else SECTIONS[:2]:
         for name, a in tree[section].items():
-            arrays[section][name] = recorder.input(f"{section}.{name}", tuple(a.shape), _dtype_name(a))
+            arrays[section][name] = recorder.input(f"{section}.{name}", tuple(a.shape), _dtype_name(a.dtype))
     params, buffers, state = (arrays[section] for section in SECTIONS)
     scalars = _scalars(what, step, tree, recorder)
     if what == "apply":
@@ -152,7 +154,7 @@ def _scalars(what: str, step: Step, tree: Tree, recorder: Recorder) -> dict[str,
     scalars: dict[str, Any] = {}
     if what in ("step", "apply"):
         like = tree["params"][step.trainable[0]]
-        scalars["lr"] = recorder.input("scalars.lr", (), _dtype_name(like))
+        scalars["lr"] = recorder.input("scalars.lr", (), _dtype_name(like.dtype))
     if what in ("step", "piece"):
         for node in step.plan.random_nodes():
             scalars[f"key.{node}"] = recorder.input(f"scalars.key.{node}", (), "int32")

@@ -49,9 +49,10 @@ class Emitter:
     @property
     def _by_columns(self) -> bool:
         """Whether threads share the panels of columns, rather than the rows: where that is fair."""
-        width = self._tile.bytes // self._size * self._tile.vectors
-        count = -(-self._p.n.constant // width)
-        return self._parallel and count > 1 and (count % 2 == 0 or count >= 8)
+        lanes = self._tile.bytes // self._size
+        vectors = -(-self._p.n.constant // lanes)
+        halves = vectors % (2 * self._tile.vectors) == 0  # as many whole panels for each of two
+        return self._parallel and (halves or vectors >= 8 * self._tile.vectors)
 
     @property
     def scratch(self) -> Linear:
