@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
+import sklearn
 from sklearn import neural_network as theirs
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning
@@ -51,6 +52,7 @@ def counts():
     return X, np.random.RandomState(0).poisson(np.exp(y)).astype(float)
 
 
+OLD = sklearn.__version__.startswith(("1.7", "1.8"))
 CLASSES, NUMBERS = (iris, words, cancer, several), (diabetes, pairs)
 SETTINGS = {
     "adam": {},
@@ -101,6 +103,8 @@ def agree(mine, other, rtol=1e-6):
 @pytest.mark.parametrize("data", [*CLASSES, *NUMBERS])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_training_is_scikit_learns(data, setting):
+    if OLD and data is words and "early_stopping" in SETTINGS[setting]:
+        pytest.skip("scikit-learn's own cannot stop early with words before version 1.9")
     mine, other = (fitted(library, data, **SETTINGS[setting]) for library in (ours, theirs))
     agree(mine, other)
     X, y = data()

@@ -17,7 +17,14 @@ SOURCES = sorted([*ROOT.glob("xbp/**/*.py"), *ROOT.glob("backends/**/*.py")])
 PYTHON = sorted([*SOURCES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("bench/**/*.py"), *ROOT.glob(".ci/*.py")])
 KERNELS = sorted(ROOT.glob("xbp/kernels/*.py"))
 
-OPTIONAL = ("cupy", "hypothesis", "jax", "matplotlib", "pytest", "rich", "scipy", "sklearn", "torch", "typer")
+# fmt: off
+OPTIONAL = (
+    "cupy", "hypothesis", "jax", "joblib", "llvmlite", "matplotlib", "ml_dtypes", "onnx", "onnxruntime", "pandas",
+    "pytest", "rich", "scipy", "skops", "sklearn", "sphinx", "tensorboard", "tensorboardX", "threadpoolctl", "torch",
+    "typer",
+)
+# fmt: on
+WATCHING = ("xbp.plots", "xbp.journal", "xbp.progress", "xbp.interchange", "xbp.doctor")  # each finds its library late
 MAX_LINES = 400
 MAX_KERNEL_CODE = 60
 
@@ -71,6 +78,22 @@ def test_import_brings_no_optional_library(then):
     assert result.returncode == 0, result.stderr
     assert "numpy" in result.stdout.split()
     assert set(OPTIONAL) & set(result.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("module", WATCHING)
+def test_what_needs_a_library_waits_until_it_is_asked(module):
+    result = run_python(f"import sys, {module}\nprint(*sorted({{m.partition('.')[0] for m in sys.modules}}))")
+    assert result.returncode == 0, result.stderr
+    assert set(OPTIONAL) & set(result.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("module", ["xbp.estimators", "xbp.estimators.classifier"])
+def test_estimators_bring_scikit_learn_and_no_more(module):
+    pytest.importorskip("sklearn", reason="the estimators need scikit-learn: pip install 'xbp[sklearn]'")
+    result = run_python(f"import sys, {module}\nprint(*sorted({{m.partition('.')[0] for m in sys.modules}}))")
+    assert result.returncode == 0, result.stderr
+    brought = {"joblib", "pandas", "rich", "scipy", "sklearn", "threadpoolctl"}  # what scikit-learn itself imports
+    assert set(OPTIONAL) & set(result.stdout.split()) - brought == set()
 
 
 def test_import_contracts_hold():

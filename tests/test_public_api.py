@@ -59,6 +59,8 @@ WITH_ALL = sorted(
 def load(module: str) -> ModuleType:
     if module.startswith(("xbp.cli", "xbp.__main__")):
         pytest.importorskip("typer", reason="the command line needs typer: pip install 'xbp[cli]'")
+    if module.startswith("xbp.estimators"):
+        pytest.importorskip("sklearn", reason="the estimators need scikit-learn: pip install 'xbp[sklearn]'")
     return importlib.import_module(module)
 
 

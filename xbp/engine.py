@@ -149,7 +149,7 @@ class Engine:
         while not self._as_written:
             try:
                 if self._step.accumulate > 1:
-                    return EagerRunner(self._in_pieces(look), self._backend, self.name)
+                    return EagerRunner(self.pieces_by(look), self._backend, self.name)
                 program = self.program("step", look)
                 if self.name == "eager":
                     return FunctionRunner(program, self._backend, self.name, self._backend.interpreted(program))
@@ -187,7 +187,8 @@ class Engine:
         self._refused.clear()
         self.name = slower
 
-    def _in_pieces(self, look: Signature) -> Step:
+    def pieces_by(self, look: Signature) -> Step:
+        """The step whose pieces, and what is done with them, are computed by this engine."""
         values = {f.name: getattr(self._step, f.name) for f in fields(self._step) if f.init}
         piece, apply = self._function("piece", look), self._function("apply", look)
         return _Pieces(**values, compiled_piece=piece, compiled_apply=apply, backend=self._backend)

@@ -124,9 +124,8 @@ class ProgressBar(Callback):
 
     def _speed(self, trainer: TrainerView, epochs: float) -> str:
         """Rows a second since the beginning, evaluations included; "" where an iterable does not say how many."""
-        rows = getattr(getattr(trainer, "_rows", None), "n", 0)  # Trainer's own, and only there during a fit
         seconds = time.monotonic() - self._started
-        return f"{_short(rows * epochs / seconds)} rows/s" if rows and seconds > 0 else ""
+        return f"{_short(trainer.rows * epochs / seconds)} rows/s" if trainer.rows and seconds > 0 else ""
 
     def _figures(self, trainer: TrainerView) -> str:
         return "  ".join(f"{name} {value}" for name, value, _ in self._values(trainer))

@@ -39,9 +39,14 @@ class Signature:
     w: Kind | None
 
 
+def _dtype_name(dtype: Any) -> str:
+    return _name(cast(Hashable, type(dtype)), dtype)
+
+
 @lru_cache(maxsize=64)
-def _dtype_name(dtype: Hashable) -> str:
-    return str(dtype).rpartition(".")[2]  # which takes NumPy some microseconds
+def _name(library: Hashable, dtype: Any) -> str:
+    """The name of a dtype, which takes NumPy some microseconds. Dtypes of two libraries are never compared."""
+    return str(dtype).rpartition(".")[2]
 
 
 def _kind(array: Array) -> Kind:

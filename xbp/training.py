@@ -78,7 +78,7 @@ class Trainer:
         self.history: dict[str, list[float]] = {}
         self.step_losses = np.zeros(0)  # of the last epoch, float64
         self.stop_reason: str | None = None
-        self.epochs_planned, self.epoch_progress = 0, (0, 0)
+        self.epochs_planned, self.epoch_progress, self.rows = 0, (0, 0), 0  # rows of this fit, where they are counted
         self._scalars = Scalars(model, optimizer.lr)  # type: ignore[attr-defined]  # every rule has a rate
         self._best: Tree | None = None
         self._chunk = 1  # steps that the engine takes in about CHUNK_SECONDS, as far as is known
@@ -226,7 +226,7 @@ class Trainer:
         source = open_source(self.model, self.loss, x, t, sample_weight)
         if isinstance(source, Rows):
             checks.check_fit(self.model, source.n, batch_size)
-            self._rows = source
+            self._rows, self.rows = source, source.n
         held_out = None if validation is None else open_validation(self.model, self.loss, validation)
         self.stop_reason = None
         self.epochs_planned = self.epoch + checks.whole_number("epochs", epochs, 0)
@@ -245,7 +245,7 @@ class Trainer:
         finally:
             for observer in observers:
                 observer.on_fit_end(self)
-            self._rows = None
+            self._rows, self.rows = None, 0
         return {name: list(values) for name, values in self.history.items()}
 
     def _stop(self, reason: str | None) -> None:

@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_non_negative, validate_data
 
 from ..backend import Backend
 from ..layers import Dropout
@@ -76,9 +76,13 @@ class Placed(Fitted):
     def _host(self, a: Any) -> np.ndarray:
         return a if isinstance(a, np.ndarray) else self.backend_.to_host(a)
 
-    def _weights(self, *given: Any) -> Any:
-        """The product of the weights that there are, on the device."""
-        arrays = [self._moved(a) for a in given if a is not None]
+    def _weights(self, sample_weight: Any, class_weight: Any) -> Any:
+        """The product of the weights that there are, on the device. Raises `ValueError` for negative ones."""
+        given = {"`sample_weight`": sample_weight, "`class_weight`": class_weight}
+        for name, a in given.items():
+            if a is not None:
+                check_non_negative(a, name)
+        arrays = [self._moved(a) for a in given.values() if a is not None]
         return arrays[0] * arrays[1] if len(arrays) == 2 else arrays[0] if arrays else None
 
     def _check_same_library(self, X: Any, method: str) -> None:
@@ -100,9 +104,10 @@ class Placed(Fitted):
         return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
 
     def _plan(self) -> Any:
-        if self._model is None:
+        if self._model is None:  # after a pickle; a plan has no arrays, so its network need not be on the device
+            host = self._building() | {"backend": backend_of("numpy", None)}
             self._model_plan = (
-                getattr(self, "_model_plan", None) or built(self._units, random_state=None, **self._building())[0].plan
+                getattr(self, "_model_plan", None) or built(self._units, random_state=None, **host)[0].plan
             )
             return self._model_plan
         return self._model.plan

@@ -139,25 +139,35 @@ class Perceptron(Told, Placed, BaseEstimator):
             self._initialize(X, [X.shape[1], *sizes, self._outputs(t)], t)
         else:
             self._check_same_library(X, "partial_fit" if incremental else "fit")
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         with self.backend_.active():
-            self._train(X, y, self._moved(t), self._weights(sample_weight, class_weight), incremental, held_out)
+            w = self._weights(sample_weight, class_weight)
+            self._train(X, y, self._moved(t), w, incremental, held_out, metadata)
         return self
 
     def _train(
-        self, X: Any, y: Any, t: Array, w: Array | None, incremental: bool, held_out: tuple[Any, Any, Any] | None
+        self,
+        X: Any,
+        y: Any,
+        t: Array,
+        w: Array | None,
+        incremental: bool,
+        held_out: tuple[Any, Any, Any] | None,
+        metadata: dict[str, Any] | None,
     ) -> None:
-        subtasks = 0 if self.solver == "lbfgs" else self.max_iter
-        context = None if incremental else begun(self, X, y, subtasks)
-        self._tasks = () if context is None or not subtasks else (Tasks(self, context, X, y),)
+        context = None if incremental else begun(self, X, y, self.max_iter, metadata)
+        self._tasks = () if context is None else (Tasks(self, context, X, y, metadata),)
         try:
             if self.solver == "lbfgs":
-                self._fit_lbfgs(X, t, w)
+                self._fit_lbfgs(X, t, w, held_out)
             else:
                 self._fit_stochastic(X, t, w, incremental, held_out)
         finally:
             self._tasks = ()
         if context is not None:
-            context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=self._fitted_so_far)
+            context.call_on_fit_task_end(
+                estimator=self, X=X, y=y, metadata=metadata, reconstruction_attributes=self._fitted_so_far
+            )
 
     def _fitted_so_far(self) -> dict[str, Any]:
         """What makes a copy of this estimator ready to predict, as things stand."""
@@ -292,10 +302,10 @@ class Perceptron(Told, Placed, BaseEstimator):
         """Targets of a plain y (N,), or None where it has to be looked at more closely."""
         raise NotImplementedError
 
-    def _fit_lbfgs(self, X: Any, t: Array, w: Array | None) -> None:
-        trainer = self._ready(X.shape[0], anew=True)
-        minimised(self, trainer, X, t, w)
-        if not all(bool(self.backend_.xp.all(self.backend_.xp.isfinite(a))) for a in self._params().values()):
+    def _fit_lbfgs(self, X: Any, t: Array, w: Array | None, held_out: tuple[Any, Any, Any] | None) -> None:
+        if held_out is not None:
+            raise ValueError("X_val and y_val are scored after each epoch, and solver='lbfgs' has no epochs.")
+        if not minimised(self, self._ready(X.shape[0], anew=True), X, t, w):
             raise ValueError(NON_FINITE)
 
     def _batch_size(self, n: int) -> int:

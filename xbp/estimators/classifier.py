@@ -42,7 +42,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     clip_norm       the largest global norm of the gradients
     scoring         what `early_stopping` looks at: a scorer of scikit-learn's or its name; None is the accuracy
     time_limit      seconds after which training stops, between two steps
-    callbacks       of xbp.callbacks
+    callbacks       of xbp.callbacks; to them an iteration of lbfgs is an epoch
     engine          how steps are run, see xbp.Trainer
     backend         where to compute; None is where X lives
     dtype           "float32" or "float64"; None is that of X
@@ -232,7 +232,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any) -> Self:
         if _check_partial_fit_first_call(self, classes):
             several = type_of_target(y).startswith("multilabel")
-            self._labels = Labels(y if several else np.asarray(classes))
+            self._labels = Labels(y if several else classes)
         return self._long_way(X, y, sample_weight)
 
     def _targets(self, y: np.ndarray) -> np.ndarray | None:

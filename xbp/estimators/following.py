@@ -30,20 +30,23 @@ def managed(method: Callable[..., Any]) -> Callable[..., Any]:
     return done
 
 
-def begun(estimator: Any, X: Any, y: Any, subtasks: int) -> Any:
-    """The context of a fit that begins; None where there are no callbacks to tell."""
-    if not hasattr(estimator, "_init_callback_context"):
+def begun(estimator: Any, X: Any, y: Any, subtasks: int, metadata: dict[str, Any] | None = None) -> Any:
+    """The context of a fit that begins; None where there are no callbacks to tell.
+
+    metadata    what scorers take besides X and y, such as {"sample_weight": (N,)}
+    """
+    if not getattr(estimator, "_skl_callbacks", None):  # set by `set_callbacks`, or by the estimator around this one
         return None
     context = estimator._init_callback_context(max_subtasks=subtasks)
-    return context.call_on_fit_task_begin(estimator=estimator, X=X, y=y)
+    return context.call_on_fit_task_begin(estimator=estimator, X=X, y=y, metadata=metadata)
 
 
 class Tasks(Callback):
     """Tells scikit-learn's callbacks of each epoch. A hook that returns True ends the training."""
 
-    def __init__(self, estimator: Any, context: Any, X: Any, y: Any) -> None:
+    def __init__(self, estimator: Any, context: Any, X: Any, y: Any, metadata: dict[str, Any] | None = None) -> None:
         self._estimator, self._context = estimator, context
-        self._told = {"estimator": estimator, "X": X, "y": y}
+        self._told = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
         self._epoch: Any = None
 
     def on_fit_begin(self, trainer: TrainerView) -> None:

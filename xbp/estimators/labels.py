@@ -38,6 +38,8 @@ class Labels:
             dense = y.toarray() if sparse.issparse(y) else np.asarray(y)
             bits: np.ndarray = (dense != 0).astype(np.float32)
             return bits
+        if sparse.issparse(y) or np.ndim(y) == 2:
+            raise ValueError("The object was not fitted with multilabel input.")
         if len(self.classes) == 1:
             return np.zeros((len(y), 1), dtype=np.float32)
         codes: np.ndarray = np.searchsorted(self.classes, y)

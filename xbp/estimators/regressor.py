@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from scipy.special import ndtri
 from sklearn.base import RegressorMixin, _fit_context
-from sklearn.utils import column_or_1d
+from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
@@ -40,7 +40,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
     clip_norm       the largest global norm of the gradients
     scoring         what `early_stopping` looks at: a scorer of scikit-learn's or its name; None is R2
     time_limit      seconds after which training stops, between two steps
-    callbacks       of xbp.callbacks
+    callbacks       of xbp.callbacks; to them an iteration of lbfgs is an epoch
     engine          how steps are run, see xbp.Trainer
     backend         where to compute; None is where X lives
     dtype           "float32" or "float64"; None is that of X
@@ -140,8 +140,9 @@ class MLPRegressor(RegressorMixin, Perceptron):
             dtype=float_dtypes(X),
             reset=reset,
         )
-        if y.ndim == 2 and y.shape[1] == 1 and isinstance(y, np.ndarray):
-            y = column_or_1d(y, warn=True)
+        if Backend.library_of(y) in ("", "numpy"):  # so also what is sparse, or was None among objects
+            y = check_array(y, ensure_2d=False, input_name="y")
+            y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
         return X, y if y.ndim == 2 else y[:, None], None
 
     def _loss(self) -> Loss:
@@ -224,14 +225,14 @@ class MLPRegressor(RegressorMixin, Perceptron):
                 )
             ranks = np.argsort(np.argsort(np.asarray(self._levels())))
             ordered = xp.sort(self._scores(X), axis=1)
-            return self._returned(xp.take(ordered, self.backend_.asarray(ranks), axis=1))
+            return self._returned(xp.stack([ordered[:, int(rank)] for rank in ranks], axis=1))
         scores = self._scores(X)
         std = self._deviations(scores, "predict_quantiles")
         levels = np.atleast_1d(np.asarray([0.1, 0.5, 0.9] if q is None else q, dtype=np.float64))
         if levels.ndim != 1 or not ((levels > 0.0) & (levels < 1.0)).all():
             raise ValueError(f"q must hold levels between 0 and 1; it is {q!r}.")
-        steps = self.backend_.asarray(ndtri(levels), self._dtype)
-        quantiles = self._estimates(scores)[:, :, None] + std[:, :, None] * steps
+        means = self._estimates(scores)
+        quantiles = xp.stack([means + float(step) * std for step in ndtri(levels)], axis=2)
         return self._returned(quantiles[:, 0, :] if self.n_outputs_ == 1 else quantiles)
 
     def _levels(self) -> tuple[float, ...]:
