@@ -1,4 +1,4 @@
-"""Twenty trainings with every layer, loss and optimiser of xbp among them, and what the interpreter says of each.
+"""Trainings with every layer, loss and optimiser of xbp among them, and what the interpreter says of each.
 
 An engine is given the state after some steps, takes one step of its own, and is compared with the interpreter on NumPy:
 two long trainings would drift apart honestly, by rounding alone.
@@ -100,6 +100,7 @@ CASES = [
     Case("batch-norm", dense(xbp.Tanh(), xbp.BatchNorm(8), xbp.Identity()), CROSS(), xbp.Adam(1e-2), weights=True),
     Case("softmax", dense(xbp.Softmax(), width=5), SQUARES(), xbp.SGD(0.1), targets="numbers"),
     Case("fan-out", FAN_OUT, CROSS(), xbp.Adam(1e-2)),
+    Case("penalty", dense(xbp.ReLU()), CROSS(), xbp.Adam(1e-2), weights=True, options={"penalty": 0.5}),
     Case("two-inputs", TWO_INPUTS, CROSS(), xbp.Adam(1e-2), options={"trainable": lambda name: name[0] != "q"}),
 ]
 

@@ -209,6 +209,15 @@ def test_the_number_of_threads_changes_no_bit(rows, weighted, loss, monkeypatch)
     assert_same(trees[2], trees[0])
 
 
+@pytest.mark.parametrize("optimizer", [xbp.Adam(1e-2), xbp.SGD(0.1, momentum=0.9)])
+def test_a_penalty_lets_new_weights_take_the_place_of_the_old(optimizer):
+    net = xbp.Network([xbp.Affine(6, 8), xbp.ReLU(), xbp.Affine(8, 3)], backend="numpy", seed=0)
+    loss = xbp.SoftmaxCrossEntropy()
+    trainer = xbp.Trainer(net, loss=loss, optimizer=optimizer, penalty=0.1, engine="numba")
+    trainer.step(*blobs(n=20))
+    assert runner_of(trainer)._native.module.places.late == {}
+
+
 def test_threads_that_are_kept_from_their_cores_work_alone_for_a_while(monkeypatch):
     team, now = threads.Team(), [100.0]
     monkeypatch.setattr(threads, "CROWDED", 0.9)

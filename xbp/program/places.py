@@ -120,7 +120,8 @@ class Places:
     def _may_overwrite(self, name: str, new: Value) -> bool:
         """Whether a new value may be written where the old one lies: whoever reads the old one has done so before.
 
-        Within the group, every reader has to read the entry that it is about to make.
+        Within the group, every reader has to read the entry that it is about to make, and in the first walk over the
+        entries: what waits for a reduction comes in a later one.
         """
         f, old = self.fused, self.fused.program.inputs[name]
         home = f.home[new]
@@ -129,12 +130,19 @@ class Places:
         if group.kind != "loop" or any(self._until[g] >= self._when[home] for g in others):
             return False
         rows, columns = space(new.shape)
+        reduced: set[Value] = set()  # and what is made of them
         for op in group.operations:
-            if op.function in REDUCTIONS:
+            reads = list(leaves(f, op))
+            waits = any(a.root in reduced for a in reads)
+            if waits or op.function in REDUCTIONS:
+                reduced.add(op.result)
+            if waits and op.result is new:
                 return False
-            for a in leaves(f, op):
+            for a in reads:
                 if a.root is not old:
                     continue
+                if op.result in reduced:
+                    return False
                 # A stride of 0 is right along an axis of one entry alone: elsewhere one entry is read for many.
                 aligned = a.offset == Linear(0) and (rows == 1 or a.row == linear(columns))
                 aligned = aligned and (columns == 1 or a.column == Linear(1))
