@@ -13,7 +13,7 @@ import pytest
 import network_strategies as ns
 import xbp
 from network_strategies import Described
-from training_helpers import assert_same
+from training_helpers import assert_same, blobs
 from xbp.data import prepare_batch
 from xbp.errors import NotCompiled
 from xbp.program import Recorder, optimised
@@ -21,7 +21,7 @@ from xbp.recording import record, signature_of
 
 pytest.importorskip("llvmlite", reason="the engine numba needs llvmlite: pip install 'xbp[numba]'")
 
-from xbp_numpy.native import compiler, threads
+from xbp_numpy.native import compiler, runner, threads
 
 ROOT = Path(__file__).resolve().parent.parent
 numpy = xbp.get_backend("numpy")
@@ -39,6 +39,7 @@ def test_code_is_found_again_and_damage_is_noticed(tmp_path, monkeypatch):
     x, t, w = ns.batch(described, 5, 0)
 
     def loss():
+        runner._ready.clear()  # another process has to look into the folder
         return float(ns.trainer(described, "numba").step(x, t, w))
 
     first = loss()
@@ -62,6 +63,30 @@ def test_code_is_found_again_and_damage_is_noticed(tmp_path, monkeypatch):
     blocked.write_text("in the way")
     monkeypatch.setenv("XBP_CACHE_DIR", str(blocked))
     assert loss() == first
+
+
+def test_who_trains_the_same_network_again_finds_its_code(monkeypatch):
+    x, t = blobs(n=64)
+
+    def trained(**options):
+        trainer = ns.trainer(Described(inputs=6, **options), "numba")
+        trainer.fit(x, t, epochs=2, batch_size=16)
+        return trainer, trainer._engine._current._native
+
+    first, code = trained()
+    scores = first.model.predict(x)
+    monkeypatch.setattr(runner, "compiled", lambda text: pytest.fail("compiled anew"))
+    again, same = trained()
+    assert same.module is code.module
+    assert again.history == first.history
+    assert_same(dict(again.model.params), dict(first.model.params))
+    np.testing.assert_array_equal(again.model.predict(x), scores)
+    monkeypatch.undo()
+    _, wider = trained(width=5)
+    assert wider.module is not code.module
+    monkeypatch.setattr(runner, "READY", 1)
+    trained(width=6)
+    assert len(runner._ready) == 1
 
 
 def test_a_new_process_compiles_the_same_code(tmp_path):

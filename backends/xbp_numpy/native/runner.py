@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ from xbp.program import Program, Value, bound
 from xbp.recording import inputs_of, nested
 from xbp.typing import Array, Inputs, Scalar, Tree
 
-from . import threads
+from . import module, threads
 from .blas import numpy_blas
 from .compiler import Code, compiled, features
 from .module import Module
@@ -31,6 +31,7 @@ __all__ = ["NativeFunction", "NativeRunner"]
 
 ALIGNMENT = 64
 COPIED = 4096  # bytes that are copied faster than their address is found out
+READY = 32  # programs whose code is kept for who comes next
 KEPT = 8  # batch sizes whose tables are kept
 
 
@@ -48,14 +49,33 @@ def _check(program: Program) -> None:
             raise NotCompiled(f"Engine 'numba' of backend 'numpy' computes with no {value.dtype} (in {value}).")
 
 
+_ready: dict[Hashable, tuple[Module, Code]] = {}
+
+
+def _code_of(program: Program, *, in_place: bool) -> tuple[Module, Code]:
+    """The module of a program and its machine code. Who trains the same network again, as in a search for settings,
+    finds them ready; the module is then of a program that reads the same.
+    """
+    blas, tile = numpy_blas(), registers(features())
+    integer = blas.integer if blas else ""
+    key = (program.hash, integer, tile, in_place, module.SHARED)
+    found = _ready.get(key)
+    if found is None:
+        _check(program)
+        made = Module(program, integer, tile, in_place)
+        found = made, compiled(made.text)
+        while len(_ready) >= READY:
+            _ready.pop(next(iter(_ready), None), None)
+        _ready[key] = found
+    return found
+
+
 class _Native:
     """The machine code of a program, and how to call it."""
 
     def __init__(self, program: Program, *, in_place: bool) -> None:
-        _check(program)
         blas = numpy_blas()
-        self.module = Module(program, blas.integer if blas else "", registers(features()), in_place)
-        self._code: Code = compiled(self.module.text)
+        self.module, self._code = _code_of(program, in_place=in_place)
         self._addresses = {name: self._code.address(name) for name in ("step", "run")}
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4)
         self._functions: dict[str, Any] = {name: kind(address) for name, address in self._addresses.items()}
@@ -222,8 +242,8 @@ class NativeFunction:
     """A pure program as a function of named arrays. Each thread has an arena of its own."""
 
     def __init__(self, program: Program, backend: Backend) -> None:
-        self.program = program
         self._native = _Native(program, in_place=False)
+        self.program = self._native.module.program
         self._local = threading.local()
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
