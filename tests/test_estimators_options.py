@@ -91,6 +91,41 @@ def test_a_schedule_says_the_rate_of_each_step():
     assert set(asked) == set(range(12))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", xbp.AdamW(77.0), xbp.AdamW(77.0, weight_decay=0.3)])
+def test_a_schedule_takes_the_place_of_the_rate_of_an_optimizer(optimizer):
+    schedule = xbp.schedules.OneCycle(0.05, 12)
+    given = MLPClassifier(optimizer=optimizer, schedule=schedule, **FAST).fit(X, Y)
+    decay = getattr(optimizer, "weight_decay", 0.01)
+    assert given._trainer.optimizer == xbp.AdamW(schedule, weight_decay=decay)
+    itself = MLPClassifier(optimizer=xbp.AdamW(schedule, weight_decay=decay), **FAST).fit(X, Y)
+    assert given.loss_curve_ == itself.loss_curve_
+    assert given.get_params()["optimizer"] is optimizer
+    if given.optimizer != "adamw":
+        assert given.optimizer.lr == 77.0
+
+
+class Fixed(xbp.Optimizer):
+    """A rule whose rate is no field."""
+
+    lr = 0.1
+
+    def rule(self, p, g, slots, t, lr, decay, xp):
+        return p - lr * g, ()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (xbp.SGD(xbp.schedules.WarmUp(3, then=0.1)), "Both optimizer=SGD.* and schedule=OneCycle.*Leave schedule=None"),
+        (Fixed(), "Fixed has no field of that name.*frozen dataclass with a field lr"),
+    ],
+)
+def test_a_schedule_that_has_no_place_is_refused(optimizer, words):
+    with pytest.raises(ValueError, match=words):
+        MLPClassifier(optimizer=optimizer, schedule=xbp.schedules.OneCycle(0.1, 12), **FAST).fit(X, Y)
+    assert MLPClassifier(optimizer=optimizer, **FAST).fit(X, Y).n_iter_ == 12
+
+
 def test_gradients_are_clipped():
     tight = MLPClassifier(clip_norm=1e-9, solver="sgd", momentum=0.0, **FAST).fit(X, Y)
     np.testing.assert_allclose(tight.loss_curve_, tight.loss_curve_[0], rtol=1e-6)
@@ -169,9 +204,25 @@ def test_quantiles_keep_their_order_and_cover():
     assert (low <= middle).all()
     assert (middle <= high).all()
     np.testing.assert_allclose([(q > B).mean() for q in (high, low, middle)], [0.9, 0.1, 0.5], atol=0.1)
-    assert fitted.predict(A).shape == B.shape
+    np.testing.assert_array_equal(fitted.predict(A), middle)
     with pytest.raises(ValueError, match="The levels of the quantiles are those of the loss"):
         fitted.predict_quantiles(A, q=[0.5])
+
+
+@pytest.mark.parametrize("levels", [(0.1, 0.5, 0.9), (0.9, 0.5, 0.1), (0.5, 0.9, 0.1), (0.2, 0.4)])
+def test_what_is_predicted_is_one_of_the_quantiles_also_where_they_cross(levels):
+    fitted = MLPRegressor(Quantile(levels), activation="tanh", **FAST).fit(A, B)
+    fitted.coefs_[-1][...] = np.random.default_rng(0).normal(size=fitted.coefs_[-1].shape)
+    scores, nearest = fitted.network_.predict(A), int(np.argmin(np.abs(np.array(levels) - 0.5)))
+    raw = scores[:, np.argsort(levels)]
+    assert (np.diff(raw, axis=1) < 0.0).any()  # they do cross
+    quantiles = fitted.predict_quantiles(A)
+    np.testing.assert_array_equal(quantiles[:, np.argsort(levels)], np.sort(scores, axis=1))
+    np.testing.assert_array_equal(fitted.predict(A), quantiles[:, nearest])
+    assert not np.array_equal(fitted.predict(A), scores[:, nearest])
+    step = 1e-6 * np.eye(A.shape[1])
+    slopes = np.stack([(fitted.predict(A + e) - fitted.predict(A - e)) / 2e-6 for e in step], axis=1)
+    np.testing.assert_allclose(fitted.input_gradients(A), slopes, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("targets", [B, np.stack([B, -B], axis=1)], ids=["one", "two"])

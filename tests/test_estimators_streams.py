@@ -170,11 +170,10 @@ def test_what_is_written_into_coefs_counts():
 
 @pytest.mark.parametrize("solver", ["sgd", "adam"])
 @pytest.mark.parametrize("way", [lambda e: pickle.loads(pickle.dumps(e)), copy.deepcopy], ids=["pickle", "deepcopy"])
-def test_a_pickle_goes_on_as_if_nothing_had_happened(way, solver):
-    first = streamed(
-        ours.MLPClassifier(random_state=0, solver=solver, learning_rate="invscaling", normalization="batch"),
-        classes=[0, 1, 2],
-    )
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_pickle_goes_on_as_if_nothing_had_happened(way, solver, dropout):
+    options = {"learning_rate": "invscaling", "normalization": "batch", "dropout": dropout}
+    first = streamed(ours.MLPClassifier(random_state=0, solver=solver, **options), classes=[0, 1, 2])
     second = way(first)
     np.testing.assert_array_equal(second.predict_proba(X), first.predict_proba(X))
     streamed(first), streamed(second)

@@ -106,6 +106,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> NameUnknown:
 
 
 def unknown_name_text(kind: str, name: object, known: Iterable[str]) -> str:
+    """What `unknown_name` says, for errors of another class."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name).lower(), [n.lower() for n in names], n=1, cutoff=0.5)
     hint = next((f" Did you mean {n!r}?" for n in names if near and n.lower() == near[0]), "")

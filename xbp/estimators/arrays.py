@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, check_non_negative, valida
 
 from ..backend import Backend
 from ..layers import Dropout
+from ..network import Network
 from ..traversal import Plan, backward, forward
 from ..typing import Array
 from .building import built
@@ -47,6 +48,7 @@ class Placed(Fitted):
     _input_place: tuple[str, str | None]  # where X came from: the same, unless `backend` says otherwise
     _dtype: str
     _units: list[int]
+    _seed: int  # of the masks of dropout
     activation: Any
     dropout: Any
     normalization: str | None
@@ -56,6 +58,24 @@ class Placed(Fitted):
         """The backend that the fitted arrays live on, with its count of transfers."""
         check_is_fitted(self, "_place")
         return backend_of(*self._place)
+
+    @property
+    def network_(self) -> Network:
+        """The newest weights as a Network, which ends in scores: before the softmax, sigmoid or exponential of a
+        prediction. Its `metadata["classes"]` are `classes_`.
+
+        A new one each time, with arrays of its own: training either of the two on leaves the other as it is.
+        """
+        if not self.__sklearn_is_fitted__():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'network_'")
+        layers = [node.layer for node in self._plan().nodes]
+        network = Network(layers, backend=self.backend_, dtype=self._dtype, seed=self._seed)
+        with self.backend_.active():
+            network.load_params(self._params())
+            network.buffers.update_checked(self._buffers())
+        if hasattr(self, "classes_"):
+            network.metadata["classes"] = np.asarray(self.classes_).tolist()
+        return network
 
     def _building(self) -> dict[str, Any]:
         return {

@@ -41,7 +41,7 @@ from .stream import Known, known, went_on
 __all__ = ["Perceptron"]
 
 SOLVERS = ("sgd", "adam")
-WORK = 1_000_000  # rows an epoch times weights: above it, compiling the step for the processor pays
+WORK = 200_000  # rows an epoch times weights: above it, compiling the step for the processor pays
 NON_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be preprocessed."
 )
@@ -181,6 +181,7 @@ class Perceptron(Told, Placed, BaseEstimator):
         self._dtype = self.dtype or str(X.dtype).rpartition(".")[2]
         self._units = units
         self._model, self._names = built(units, random_state=self._random_state, **self._building())
+        self._seed = self._model.seed
         self._trainer = self._resume = self._lists = None
         self._others: dict[str, Array] = {}
         self.n_iter_ = 0
@@ -206,7 +207,7 @@ class Perceptron(Told, Placed, BaseEstimator):
     def _ready(self, rows: int, *, anew: bool) -> Trainer:
         """The trainer, holding the newest weights; with a new optimiser where `anew`."""
         if self._model is None:  # after a pickle
-            self._model, _ = built(self._units, random_state=None, **self._building())
+            self._model, _ = built(self._units, random_state=None, seed=self._seed, **self._building())
             for name, value in (self._resume.buffers if self._resume is not None else {}).items():
                 self._model.buffers[name] = value
         self._take_back()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -38,8 +39,8 @@ class DrawnNetwork(Network):
     def __init__(
         self,
         layers: Iterable[Layer],
-        random_state: np.random.RandomState | None,
-        factor: float,
+        random_state: np.random.RandomState | None = None,
+        factor: float = 6.0,
         *,
         backend: Backend,
         dtype: str,
@@ -101,17 +102,19 @@ def built(
     backend: Backend,
     dtype: str,
     random_state: np.random.RandomState | None,
+    seed: int = 0,
 ) -> tuple[Network, list[str]]:
     """The network with `units` wide layers, and the names of its affine layers.
 
     random_state    what the initial values are drawn from, in scikit-learn's order; None leaves them 0
+    seed            of the masks of dropout, where nothing is drawn
     """
     hidden = activations_of(activation, len(units) - 2)
     rates = [float(p) for p in dropout] if isinstance(dropout, Iterable) else [float(dropout)] * len(hidden)
     if len(rates) != len(hidden):
         raise ValueError(f"dropout has {len(rates)} entries for {len(hidden)} hidden layers.")
-    # Nothing is drawn that scikit-learn would not draw, unless masks need a seed.
-    seed = int(random_state.randint(2**31 - 1)) if random_state is not None and any(rates) else 0
+    if random_state is not None and any(rates):  # otherwise nothing is drawn that scikit-learn would not draw
+        seed = int(random_state.randint(2**31 - 1))
     layers: list[Layer] = []
     names: list[str] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(units)):
@@ -152,7 +155,7 @@ def optimizer_of(estimator: Any) -> Optimizer:
     rate = estimator.learning_rate_init if estimator.schedule is None else estimator.schedule
     given = estimator.optimizer
     if isinstance(given, Optimizer):
-        return given
+        return given if estimator.schedule is None else _scheduled(given, estimator.schedule)
     if given is not None:
         if given not in OPTIMIZERS:
             raise unknown_name("optimizer", given, OPTIMIZERS)
@@ -160,3 +163,18 @@ def optimizer_of(estimator: Any) -> Optimizer:
     if estimator.solver == "sgd":
         return Momentum(rate, float(estimator.momentum), bool(estimator.nesterovs_momentum))
     return AdamOfScikitLearn(rate, float(estimator.beta_1), float(estimator.beta_2), float(estimator.epsilon))
+
+
+def _scheduled(optimizer: Optimizer, schedule: Any) -> Optimizer:
+    """The same rule at the rates of `schedule`. Raises `ValueError` where the rule has another schedule, or no rate."""
+    if callable(getattr(optimizer, "lr", None)):
+        raise ValueError(
+            f"Both optimizer={optimizer!r} and schedule={schedule!r} say the rate of each step. Leave schedule=None, "
+            "or give the optimizer a number, whose place the schedule takes."
+        )
+    if not any(field.name == "lr" and field.init for field in fields(optimizer)):
+        raise ValueError(
+            f"schedule={schedule!r} takes the place of the optimizer's lr, and {type(optimizer).__name__} has no field "
+            "of that name. Write it as a frozen dataclass with a field lr, or leave schedule=None."
+        )
+    return replace(optimizer, lr=schedule)  # type: ignore[call-arg]  # it has the field

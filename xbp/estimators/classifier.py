@@ -38,7 +38,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     dropout         the probability of dropping, for all hidden layers or one each
     normalization   "batch" or "layer", before each activation
     optimizer       in place of `solver`: a name ("adamw", ...) at `learning_rate_init`, or an optimiser of xbp
-    schedule        f(step) -> rate, such as those of xbp.schedules
+    schedule        f(step) -> rate, such as those of xbp.schedules; it takes the place of a number in `optimizer`
     clip_norm       the largest global norm of the gradients
     scoring         what `early_stopping` looks at: a scorer of scikit-learn's or its name; None is the accuracy
     time_limit      seconds after which training stops, between two steps
@@ -47,8 +47,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     backend         where to compute; None is where X lives
     dtype           "float32" or "float64"; None is that of X
 
-    Fitted attributes are scikit-learn's: `classes_`, `coefs_`, `intercepts_`, `loss_curve_`, `n_iter_`, ...; and
-    `validation_loss_curve_` where there are rows held out.
+    Fitted attributes are scikit-learn's: `classes_`, `coefs_`, `intercepts_`, `loss_curve_`, `n_iter_`, ...; besides,
+    `validation_loss_curve_` where rows are held out, and `network_`, which is the trained Network.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

@@ -36,7 +36,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
     dropout         the probability of dropping, for all hidden layers or one each
     normalization   "batch" or "layer", before each activation
     optimizer       in place of `solver`: a name ("adamw", ...) at `learning_rate_init`, or an optimiser of xbp
-    schedule        f(step) -> rate, such as those of xbp.schedules
+    schedule        f(step) -> rate, such as those of xbp.schedules; it takes the place of a number in `optimizer`
     clip_norm       the largest global norm of the gradients
     scoring         what `early_stopping` looks at: a scorer of scikit-learn's or its name; None is R2
     time_limit      seconds after which training stops, between two steps
@@ -45,8 +45,8 @@ class MLPRegressor(RegressorMixin, Perceptron):
     backend         where to compute; None is where X lives
     dtype           "float32" or "float64"; None is that of X
 
-    Fitted attributes are scikit-learn's: `coefs_`, `intercepts_`, `loss_curve_`, `n_iter_`, ...; and
-    `validation_loss_curve_` where there are rows held out.
+    Fitted attributes are scikit-learn's: `coefs_`, `intercepts_`, `loss_curve_`, `n_iter_`, ...; besides,
+    `validation_loss_curve_` where rows are held out, and `network_`, which is the trained Network.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -169,12 +169,15 @@ class MLPRegressor(RegressorMixin, Perceptron):
 
     def _estimates(self, scores: Array) -> Array:
         """What is predicted, (N, K), from the network's output."""
+        xp: Any = self.backend_.xp
         if self._counts():
-            return bounded_exp(scores, xp=self.backend_.xp)
+            return bounded_exp(scores, xp=xp)
         if scores.shape[1] == self.n_outputs_:
             return scores
         if self._levels():
-            return scores[:, self._middle() : self._middle() + 1]
+            rank = self._ranks()[self._middle()]
+            ordered: Array = xp.sort(scores, axis=1)
+            return ordered[:, rank : rank + 1]
         return scores[:, : self.n_outputs_]
 
     @available_if(lambda estimator: estimator._check_solver())
@@ -196,7 +199,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
 
     @placed
     def predict(self, X: Any, return_std: bool = False) -> Any:
-        """The predicted values, (N,) or (N, K); of several quantiles the one next to the median.
+        """The predicted values, (N,) or (N, K); of several quantiles `predict_quantiles`' column next to the median.
 
         return_std    also the standard deviations, of the same shape; for loss="gaussian"
         """
@@ -223,9 +226,8 @@ class MLPRegressor(RegressorMixin, Perceptron):
                 raise ValueError(
                     f"The levels of the quantiles are those of the loss, {self.loss}; q= is given besides."
                 )
-            ranks = np.argsort(np.argsort(np.asarray(self._levels())))
             ordered = xp.sort(self._scores(X), axis=1)
-            return self._returned(xp.stack([ordered[:, int(rank)] for rank in ranks], axis=1))
+            return self._returned(xp.stack([ordered[:, rank] for rank in self._ranks()], axis=1))
         scores = self._scores(X)
         std = self._deviations(scores, "predict_quantiles")
         levels = np.atleast_1d(np.asarray([0.1, 0.5, 0.9] if q is None else q, dtype=np.float64))
@@ -239,8 +241,13 @@ class MLPRegressor(RegressorMixin, Perceptron):
         """The levels of a loss with several quantiles of one target; () for any other."""
         return self.loss.q if isinstance(self.loss, Quantile) and isinstance(self.loss.q, tuple) else ()
 
+    def _ranks(self) -> list[int]:
+        """The place of each level among all of them."""
+        ranks: list[int] = np.argsort(np.argsort(np.asarray(self._levels()))).tolist()
+        return ranks
+
     def _middle(self) -> int:
-        """The output next to the median."""
+        """The level next to the median."""
         return int(np.argmin(np.abs(np.asarray(self._levels()) - 0.5)))
 
     def _deviations(self, scores: Array, what: str) -> Array:
@@ -259,5 +266,6 @@ class MLPRegressor(RegressorMixin, Perceptron):
         width = int(scores.shape[1])
         rise = self._estimates(scores) if self._counts() else xp.ones_like(scores)
         columns = xp.eye(width, dtype=scores.dtype, device=self.backend_.device)
-        first = self._middle() if self._levels() else 0
-        return [rise * columns[k, :] for k in range(first, first + self.n_outputs_)]
+        if self._levels():  # the slope is that of the output which is the middle one in its row
+            return [xp.take(columns, xp.argsort(scores, axis=1)[:, self._ranks()[self._middle()]], axis=0)]
+        return [rise * columns[k, :] for k in range(self.n_outputs_)]

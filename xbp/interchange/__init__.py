@@ -5,6 +5,8 @@
     export_safetensors(net, "net.safetensors")    weights in PyTorch's names and layout, without PyTorch
     export_onnx(net, "net.onnx")           the prediction, for ONNX Runtime and others
 
+What goes out may be a Network, a Graph, a Trainer, or a fitted estimator of `xbp.estimators`. Of an estimator its
+`network_` goes out, which ends in scores; `from_sklearn(estimator)` ends in the softmax or sigmoid of `predict_proba`.
 Each needs its library only when it is called, and says what to install.
 """
 
@@ -12,10 +14,12 @@ from __future__ import annotations
 
 from .onnx import OPSET, check_opset, export_onnx, onnx_bytes
 from .scikit import from_sklearn, to_sklearn
+from .source import HasNetwork
 from .torch import export_safetensors, from_torch, to_torch, torch_state_dict
 
 __all__ = [
     "OPSET",
+    "HasNetwork",
     "check_opset",
     "export_onnx",
     "export_safetensors",

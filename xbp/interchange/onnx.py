@@ -22,8 +22,10 @@ from ..layers.base import Result, RowShape
 from ..libraries import need
 from ..model import Model
 from ..program import Program, RecordedArray, Recorder, RecordingNamespace, optimised
+from ..training import Trainer
 from ..traversal import Node, Plan, forward
 from .lowering import Lowering
+from .source import HasNetwork, model_of
 
 __all__ = ["OPSET", "check_opset", "export_onnx", "onnx_bytes"]
 
@@ -32,7 +34,7 @@ LARGEST = 2**31 - 2**16  # bytes that one file of Protocol Buffers holds, with r
 
 
 def export_onnx(
-    model: Model,
+    model: Model | Trainer | HasNetwork,
     path: str | Path,
     *,
     opset: int = OPSET,
@@ -40,6 +42,7 @@ def export_onnx(
 ) -> None:
     """Write the prediction of a Network or Graph as an ONNX file, checked by onnx, whole or not at all.
 
+    model    also the Trainer of one, or a fitted estimator of `xbp.estimators`, whose scores are written
     opset    version of ONNX's operators, 18 or later
     rows     shape of an input's rows (by name, for a graph of several), where no layer says how wide they are
 
@@ -48,13 +51,17 @@ def export_onnx(
     Raises `NotCompiled` for an operation that ONNX lacks, `RecordingError` for a layer that cannot be recorded,
     `ShapeError` where the width of an input is not known, `CheckpointError` where the file cannot be written.
     """
-    storage.write_bytes(path, onnx_bytes(model, opset=opset, rows=rows))
+    storage.write_bytes(path, onnx_bytes(model_of(model, "export_onnx"), opset=opset, rows=rows))
 
 
 def onnx_bytes(
-    model: Model, *, opset: int = OPSET, rows: Mapping[str, tuple[int, ...]] | tuple[int, ...] | None = None
+    model: Model | Trainer | HasNetwork,
+    *,
+    opset: int = OPSET,
+    rows: Mapping[str, tuple[int, ...]] | tuple[int, ...] | None = None,
 ) -> bytes:
     """What `export_onnx` writes, for a runtime in the same process: `InferenceSession(onnx_bytes(net))`."""
+    model = model_of(model, "onnx_bytes")
     onnx, opset = need("onnx", "export_onnx", "onnx"), check_opset(opset)
     held = {f"params.{n}": model.backend.to_host(a) for n, a in model.params.items()}
     held |= {f"buffers.{n}": model.backend.to_host(a) for n, a in model.buffers.items()}

@@ -19,6 +19,7 @@ from ..losses import Loss, PoissonNLL, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from ..model import Model
 from ..network import Network
 from ..training import Trainer
+from .source import has_network
 
 __all__ = ["from_sklearn", "to_sklearn"]
 
@@ -85,7 +86,8 @@ def from_sklearn(estimator: Any, *, backend: str | Backend = "auto", probabiliti
     probabilities    end in Softmax or Sigmoid, so that `net.predict(x)` is what the estimator's `predict_proba` says
                      (for two classes its second column); False leaves it out: scores, to go on training on
 
-    The classes go into `metadata["classes"]`, and the dtype is that of the weights.
+    The classes go into `metadata["classes"]`, and the dtype is that of the weights. Estimators of xbp keep their norms,
+    dropout and activations; without probabilities the network is `network_`, on `backend`.
     Raises `ExchangeError` for an estimator that is not fitted, or has what networks do not.
     """
     name = type(estimator).__name__
@@ -94,7 +96,7 @@ def from_sklearn(estimator: Any, *, backend: str | Backend = "auto", probabiliti
             f"from_sklearn takes a fitted MLPClassifier or MLPRegressor; this {name} has no weights. Fit it first; "
             "of a Pipeline, give its last step."
         )
-    if estimator.activation not in ACTIVATIONS:
+    if not has_network(estimator) and estimator.activation not in ACTIVATIONS:
         raise ExchangeError(f"{name} has the activation {estimator.activation!r}, which is none of scikit-learn's.")
     end = estimator.out_activation_
     if probabilities and end not in OUTPUTS:
@@ -102,17 +104,25 @@ def from_sklearn(estimator: Any, *, backend: str | Backend = "auto", probabiliti
             f"{name} ends in {end!r}, for which there is no layer. With probabilities=False the network gives what "
             "comes before it; for 'exp' that is the logarithm of the rate, as PoissonNLL takes it."
         )
-    coefs = estimator.coefs_
-    layers: list[Layer] = []
-    for W in coefs:
-        layers += [Affine(int(W.shape[0]), int(W.shape[1])), ACTIVATIONS[estimator.activation]()]
+    network = estimator.network_ if has_network(estimator) else _chained(estimator)
     last = OUTPUTS.get(end) if probabilities else None
-    layers[-1:] = [] if last is None else [last()]
-    network = Network(layers, backend=backend, dtype=str(coefs[0].dtype).rpartition(".")[2])
-    for i, (W, b) in enumerate(zip(coefs, estimator.intercepts_, strict=True)):
-        network.params.update_checked({f"{2 * i}.W": W, f"{2 * i}.b": b})
+    layers = [*network.layers, *(() if last is None else (last(),))]
+    made = Network(layers, backend=backend, dtype=network.dtype, seed=network.seed)
+    for new, old in ((made.params, network.params), (made.buffers, network.buffers)):
+        new.update_checked({name: network.backend.to_host(a) for name, a in old.items()})
     if hasattr(estimator, "classes_"):
-        network.metadata["classes"] = np.asarray(estimator.classes_).tolist()
+        made.metadata["classes"] = np.asarray(estimator.classes_).tolist()
+    return made
+
+
+def _chained(estimator: Any) -> Network:
+    """The network of scikit-learn's own perceptron, on the host; it ends in scores."""
+    layers: list[Layer] = []
+    for W in estimator.coefs_:
+        layers += [Affine(int(W.shape[0]), int(W.shape[1])), ACTIVATIONS[estimator.activation]()]
+    network = Network(layers[:-1], backend="numpy", dtype=str(estimator.coefs_[0].dtype))
+    for i, (W, b) in enumerate(zip(estimator.coefs_, estimator.intercepts_, strict=True)):
+        network.params.update_checked({f"{2 * i}.W": W, f"{2 * i}.b": b})
     return network
 
 

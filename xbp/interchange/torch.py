@@ -36,6 +36,8 @@ from ..layers import (
 from ..libraries import need
 from ..model import Model
 from ..network import Network
+from ..training import Trainer
+from .source import HasNetwork, model_of
 
 __all__ = ["export_safetensors", "from_torch", "to_torch", "torch_state_dict"]
 
@@ -48,17 +50,24 @@ NAMES: dict[type[Layer], dict[str, str]] = {
 LAYOUTS = ("torch", "xbp")
 
 
-def torch_state_dict(model: Model) -> dict[str, Any]:
+def torch_state_dict(model: Model | Trainer | HasNetwork) -> dict[str, Any]:
     """The weights as tensors on the host, for `load_state_dict` of an `nn.Sequential` of the same layers.
+
+    model    a Network or Graph, the Trainer of one, or a fitted estimator of `xbp.estimators`
 
     Of a Graph, the names begin with those of its nodes. Raises `ExchangeError` for layers that PyTorch lacks.
     """
+    model = model_of(model, "torch_state_dict")
     torch = need("torch", "torch_state_dict", "torch")
     return {name: torch.from_numpy(a.copy()) for name, a in _arrays(model).items()}
 
 
-def to_torch(network: Network) -> Any:
-    """An `nn.Sequential` with the layers and weights of a network, on the host, in evaluation mode."""
+def to_torch(network: Network | Trainer | HasNetwork) -> Any:
+    """An `nn.Sequential` with the layers and weights of a network, on the host, in evaluation mode.
+
+    network    also the Trainer of one, or a fitted estimator of `xbp.estimators`, whose module gives scores
+    """
+    network = model_of(network, "to_torch")  # type: ignore[assignment]  # what is no Network is refused here
     if not isinstance(network, Network):
         raise ExchangeError(f"nn.Sequential is a chain of layers; a {type(network).__name__} is none.")
     nn = need("torch.nn", "to_torch", "torch")
@@ -109,14 +118,16 @@ def from_torch(
     return network
 
 
-def export_safetensors(model: Model, path: str | Path, *, layout: str = "torch") -> None:
+def export_safetensors(model: Model | Trainer | HasNetwork, path: str | Path, *, layout: str = "torch") -> None:
     """Write the weights to a safetensors file, whole or not at all.
 
+    model     a Network or Graph, the Trainer of one, or a fitted estimator of `xbp.estimators`
     layout    "torch": names and shapes of `torch_state_dict`, for `safetensors.torch.load_file`; "xbp": those of
               `model.params`, which `model.save` writes as well
 
     Needs no PyTorch. Raises `CheckpointError` where the file cannot be written.
     """
+    model = model_of(model, "export_safetensors")
     if layout not in LAYOUTS:
         raise unknown_name("layout", layout, LAYOUTS)
     if layout == "xbp":
