@@ -178,6 +178,19 @@ def test_an_iterable_of_batches():
         trainer_for(classifier()).fit((b for b in batches), epochs=2)
 
 
+def test_a_stream_that_is_left_in_the_middle_is_no_epoch():
+    class Enough(xbp.callbacks.Callback):
+        def on_chunk_end(self, trainer):
+            return "enough" if trainer.steps == 5 else None
+
+    x, t = blobs(n=48)
+    batches = [(x[i : i + 16], t[i : i + 16]) for i in range(0, 48, 16)]
+    trainer = trainer_for(classifier())
+    history = trainer.fit(iter_again(batches), epochs=4, callbacks=[Enough()])
+    assert (trainer.stop_reason, trainer.steps, trainer.epoch) == ("enough", 5, 1)
+    assert (len(history["loss"]), len(trainer.step_losses)) == (1, 2)
+
+
 def iter_again(batches):
     class Loader:
         def __iter__(self):

@@ -287,8 +287,8 @@ class Trainer:
         values = self.backend.to_host(self.model.xp.concat(losses)).astype(np.float64)
         self._check_losses(values, done, first_step, start)
         self.step_losses = values = values[:done]
-        if reason is not None and done < len(weights):
-            self._stop(reason)  # in the middle of an epoch: the steps count, the epoch does not
+        if reason is not None and (isinstance(source, Batches) or done < len(weights)):
+            self._stop(reason)  # in the middle of an epoch, for all we know: the steps count, the epoch does not
             return
         total = weights.sum()
         line = {"loss": float((values * weights).sum() / total) if total else 0.0}
