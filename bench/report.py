@@ -188,7 +188,7 @@ def estimators(found: Json) -> str:
         rows.append(
             [
                 f["name"],
-                f"{f['network']}, `{f['engine']}`",
+                f"{f['network']}, batch {f['settings'].get('batch_size', min(200, f['rows']))}, `{f['engine']}`",
                 f"**{times['median']:.2f}** ({times['low']:.2f}-{times['high']:.2f})",
                 *(f"{np.median(seconds[who]):.2f}" for who in ("xbp", "sklearn")),
                 *(f"{np.mean(scores[who]):.4f}" for who in ("xbp", "sklearn")),
