@@ -25,7 +25,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from xbp import estimators
+from xbp import estimators, get_backend
 from xbp.benchmark import Load, conditions
 
 __all__ = ["main"]
@@ -213,7 +213,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.only in case.name:
             fits.append(compared(case, options.seeds))
             print(row(fits[-1]), flush=True)
-    streams = [streamed(engine) for engine in ("auto", "numba")]
+    engines = ["auto", *(e for e in get_backend("numpy").engines if e == "numba")]
+    streams = [streamed(engine) for engine in engines]
     for s in streams:
         times = s["times_as_fast"]
         print(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_networks import CASES
 from graph_engine_helpers import (
     assert_bits,
     assert_near,
@@ -213,8 +211,3 @@ def test_functions_in_half_precision(name, what, half):
     arrays |= {"share": np.float32(0.25), "first_row": np.int32(3), "scale": np.float32(256.0)}
     given_ = {n: np.asarray(arrays[n]) for n in program.inputs}
     assert_near(function_on(device(), program)(given_), interpreted(program, given_), "float32", LIMITS[half])
-
-
-def test_names_of_networks_are_all_there():
-    assert len(CASES) == 20
-    assert ml_dtypes.bfloat16 is dtype_of("bfloat16").type
