@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
 import zlib
+from html import unescape
 from importlib import import_module
 from pathlib import Path
 
@@ -53,6 +55,10 @@ def test_the_site_builds_and_its_reference_is_complete(tmp_path):
         passes = [f"{kernel.__name__}.{name}" for name in ("forward", "backward") if hasattr(kernel, name)]
         missing += [name for name in (kernel.__name__, *passes) if name not in names]
     assert not missing, f"docs/api has nothing on {', '.join(missing)}"
+    for page in sorted((tmp_path / "html" / "api").glob("*.html")):
+        text = unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
+        raw = re.findall(r"(?<!\w):[a-z]+:[`~\w]\S*|new empty dictionary|int\(\[x\]\)|Built-in immutable", text)
+        assert not raw, f"{page.name} shows {raw}: markup, or what Python says of a type"
 
 
 def converted(text):
@@ -126,3 +132,21 @@ def test_nothing_becomes_a_list_by_accident(text):
     html = html_of(text)
     assert f"<p>{text}</p>" in html
     assert "<li>" not in html
+
+
+def test_values_are_not_described_by_their_type():
+    sys.path.insert(0, str(DOCS / "_ext"))
+    try:
+        leave_out = import_module("reference").leave_out_the_type
+    finally:
+        sys.path.remove(str(DOCS / "_ext"))
+    for value in ({"a": 1}, 18, ("a",), "text"):
+        lines = [*type(value).__doc__.splitlines(), ""]
+        leave_out(None, "class", "xbp.Thing", value, None, lines)
+        assert len(lines) > 1, "a class that is documented keeps what its docstring says"
+        lines = [*inspect.cleandoc(type(value).__doc__).splitlines(), ""]
+        leave_out(None, "data", "xbp.VALUE", value, None, lines)
+        assert lines == []
+    own = ["The version of a format.", ""]
+    leave_out(None, "data", "xbp.VALUE", 18, None, own)
+    assert own == ["The version of a format.", ""]

@@ -7,7 +7,7 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # before SciPy is imported, where
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="the estimators need scikit-learn: pip install 'xbp[sklearn]'")
 
 import sklearn
 from array_api_compat import array_namespace, device
@@ -193,6 +193,15 @@ def test_a_backend_that_is_named_computes_and_gives_back(name):
     assert isinstance(mine.predict_proba(X), np.ndarray)
     np.testing.assert_allclose(mine.predict_proba(X), host.predict_proba(X), rtol=1e-9)
     assert mine.backend_.owns(mine.coefs_[0])
+
+
+def test_arrays_of_another_device_library_than_the_backend_are_refused():
+    torch = pytest.importorskip("torch", reason="it is tensors that backend='strict' has no use for")
+    with (
+        sklearn.config_context(array_api_dispatch=True),
+        pytest.raises(ValueError, match=r"X is an array of torch and backend='strict': leave backend=None"),
+    ):
+        MLPClassifier(**FAST, backend="strict").fit(torch.asarray(X), torch.asarray(Y))
 
 
 def test_without_dispatch_tensors_are_read_as_numpy():

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="the estimators need scikit-learn: pip install 'xbp[sklearn]'")
 pytest.importorskip("sklearn.callback", reason="this scikit-learn has no callbacks yet")
 
 from sklearn.base import clone

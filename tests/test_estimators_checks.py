@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="the estimators need scikit-learn: pip install 'xbp[sklearn]'")
 
 from unittest.case import SkipTest
 

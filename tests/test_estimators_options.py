@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="the estimators need scikit-learn: pip install 'xbp[sklearn]'")
 
 from sklearn import neural_network as theirs
 from sklearn.datasets import load_diabetes, load_iris, make_multilabel_classification

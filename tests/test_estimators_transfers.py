@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="the estimators need scikit-learn: pip install 'xbp[sklearn]'")
 
 import sklearn
 from sklearn.datasets import load_iris

@@ -174,6 +174,49 @@ def test_the_estimators_of_xbp_are_read_as_well():
     assert net.metadata["classes"] == [5, 6, 7]
 
 
+@pytest.mark.parametrize("kind", sorted(TARGETS))
+def test_an_estimator_of_xbp_becomes_scikit_learns(kind):
+    from xbp import estimators
+
+    own = estimators.MLPRegressor if kind.startswith("number") else estimators.MLPClassifier
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator = own(hidden_layer_sizes=(7,), activation="tanh", max_iter=3, random_state=0).fit(X, TARGETS[kind])
+    theirs = to_sklearn(estimator)
+    assert type(theirs) is (MLPRegressor if kind.startswith("number") else MLPClassifier)
+    np.testing.assert_allclose(said(theirs, X), said(estimator, X), rtol=1e-10, atol=1e-12)
+    assert theirs.loss_curve_ == estimator.loss_curve_
+    assert theirs.n_iter_ == 3
+    before = estimator.coefs_[0].copy()
+    theirs.partial_fit(X, TARGETS[kind])
+    np.testing.assert_array_equal(estimator.coefs_[0], before)
+
+
+def test_an_estimator_of_xbp_that_scikit_learn_cannot_hold_is_refused():
+    from sklearn.exceptions import NotFittedError
+
+    from xbp.estimators import MLPClassifier as Own
+    from xbp.estimators import MLPRegressor as OwnRegressor
+
+    y, options = TARGETS["number"], {"hidden_layer_sizes": (3,), "max_iter": 2, "random_state": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        counts = OwnRegressor("poisson", **options).fit(X, np.abs(y))
+        gaussian = OwnRegressor("gaussian", **options).fit(X, y)
+        smooth = Own(activation="gelu", **options).fit(X, TARGETS["classes"])
+    np.testing.assert_allclose(to_sklearn(counts).predict(X), counts.predict(X), rtol=1e-12)
+    with pytest.raises(ExchangeError, match=r"loss='gaussian' has 2 outputs for 1 predicted numbers"):
+        to_sklearn(gaussian)
+    with pytest.raises(ExchangeError, match="'1' is GELU"):
+        to_sklearn(smooth)
+    with pytest.raises(NotFittedError):
+        to_sklearn(Own())
+    with pytest.raises(ExchangeError, match="This MLPClassifier is one of scikit-learn's already"):
+        to_sklearn(fitted("classes"))
+    with pytest.raises(ExchangeError, match=r"to_sklearn takes a Network.*builtins\.str"):
+        to_sklearn("net.safetensors")
+
+
 def test_an_estimator_without_weights_is_refused():
     with pytest.raises(ExchangeError, match="Fit it first"):
         from_sklearn(MLPClassifier(), backend="numpy")

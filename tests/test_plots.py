@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 
 from xbp import plots
-from xbp.errors import LabelError, LibraryMissing, NameUnknown, ShapeError
+from xbp.errors import DataError, LabelError, LibraryMissing, NameUnknown, ShapeError
 
 RNG = np.random.default_rng(0)
 
@@ -71,6 +71,46 @@ def test_the_curves_are_the_history(ax):
     assert [line.get_label() for line in other.lines] == ["test"]
     with pytest.raises(NameUnknown, match=r"'acuracy'\. Did you mean 'accuracy'"):
         plots.loss_curves(history, metric="acuracy")
+
+
+class Fitted:
+    """What a fitted estimator shows, of whichever library."""
+
+    loss_curve_ = (2.0, 1.0, 0.5)
+
+    def fit(self):
+        raise NotImplementedError
+
+
+def test_the_curves_of_a_trainer_and_of_an_estimator():
+    net = network(2, 3)
+    trainer = xbp.Trainer(net, loss=xbp.MeanSquaredError(), optimizer=xbp.Adam())
+    trainer.fit(np.ones((4, 2)), np.ones((4, 3)), epochs=2)
+    drawn = plots.loss_curves(trainer).lines
+    np.testing.assert_array_equal(drawn[0].get_ydata(), trainer.history["loss"])
+    estimator = Fitted()
+    assert [line.get_label() for line in plots.loss_curves(estimator).lines] == ["training"]
+    estimator.validation_loss_curve_ = None
+    assert len(plots.loss_curves(estimator).lines) == 1
+    estimator.validation_loss_curve_ = [2.1, 1.4]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in plots.loss_curves(estimator).lines}
+    assert drawn == {"training": [2.0, 1.0, 0.5], "validation": [2.1, 1.4]}
+
+
+def test_curves_of_what_has_none_are_refused():
+    class Unfitted:
+        fit = Fitted.fit
+
+    with pytest.raises(DataError, match="a Unfitted before fit has none"):
+        plots.loss_curves(Unfitted())
+    with pytest.raises(DataError, match="a list is none of them"):
+        plots.loss_curves([1.0, 0.5])
+
+
+def test_a_confusion_matrix_of_no_rows_needs_classes():
+    with pytest.raises(DataError, match=r"no rows in t and y.*classes="):
+        plots.confusion_matrix([], [])
+    assert len(rendered(plots.confusion_matrix([], [], classes=["a", "b"])).get_xticks()) == 2
 
 
 @pytest.mark.parametrize("losses", [[5.0, 0.01], [1.0], [0.5, -3.0], [1.0, np.nan], [0.0, 0.0]])

@@ -81,8 +81,9 @@ def _sign(monitor: str, mode: str) -> float:
         raise unknown_name("mode", mode, ("auto", "min", "max"))
     if mode != "auto":
         return 1.0 if mode == "min" else -1.0
-    metric = METRICS.get(monitor.removeprefix("val_"))
-    return -1.0 if metric is not None and metric.higher_is_better else 1.0
+    name = monitor.removeprefix("val_")
+    higher = name == "score" or (name in METRICS and METRICS[name].higher_is_better)  # of estimators, the score
+    return -1.0 if higher else 1.0
 
 
 def _since_best(values: list[float], sign: float, min_delta: float) -> tuple[int, bool]:

@@ -30,16 +30,17 @@ SMALLEST = 4.0  # points: smaller letters nobody reads
 
 
 def loss_curves(
-    history: Mapping[str, Sequence[float]], ax: Any = None, *, metric: str = "loss", held_out: str = "validation"
+    history: Mapping[str, Sequence[float]] | Any, ax: Any = None, *, metric: str = "loss", held_out: str = "validation"
 ) -> Any:
     """The loss over the epochs, in training and on held-out rows as far as the history has them.
 
-    history     what `fit` returned, or `trainer.history`
+    history     what `fit` returned, a Trainer, or a fitted estimator with `loss_curve_`
     metric      another series than "loss", such as "accuracy", which is drawn as "val_accuracy"
     held_out    what to call the rows that the series "val_..." are measured on
 
     The scale is logarithmic where losses span a factor of 20. Raises `NameUnknown` for a series that is not there.
     """
+    history = _history(history)
     series = {label: list(history[name]) for name, label in _series(metric, held_out) if history.get(name)}
     if not series:
         raise unknown_name("series of the history", metric, {n.removeprefix("val_") for n in history})
@@ -54,6 +55,20 @@ def loss_curves(
         _scale(ax, [v for values in series.values() for v in values if math.isfinite(v)])
     _dress(ax, LABELS.get(metric, metric), epochs)
     return ax
+
+
+def _history(given: Any) -> Mapping[str, Sequence[float]]:
+    """The series of a trainer, or of an estimator, by the names that histories have."""
+    if isinstance(given, Trainer):
+        return given.history
+    if isinstance(given, Mapping):
+        return given
+    if not hasattr(given, "loss_curve_"):
+        raise DataError(
+            "loss_curves draws what fit of a Trainer returned, the Trainer, or a fitted estimator with loss_curve_; a "
+            f"{type(given).__name__} {'before fit has none' if hasattr(given, 'fit') else 'is none of them'}."
+        )
+    return {"loss": given.loss_curve_, "val_loss": getattr(given, "validation_loss_curve_", None) or ()}
 
 
 def weights(
@@ -124,6 +139,10 @@ def confusion_matrix(t: Any, y: Any, ax: Any = None, *, classes: Sequence[Any] |
     else:
         numbers = np.unique(np.concatenate([true, said])) if classes is None else np.asarray(classes)
         names = [str(c) for c in numbers]
+    if not len(names):
+        raise DataError(
+            "There are no rows in t and y, so no classes to draw. Give rows, or name the classes, classes=."
+        )
     if true.shape != said.shape or true.ndim != 1:
         raise ShapeError(
             f"t has shape {true.shape} and y {_host(y).shape}; give one class a row, or scores (N, C) in y."

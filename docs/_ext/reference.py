@@ -1,4 +1,7 @@
-"""What the reference shows besides docstrings: the code of kernels, short signatures, links by a class's last name."""
+"""What the reference shows besides docstrings: the code of kernels, short signatures, links by a class's last name.
+
+What it does not show: how Python describes dicts, tuples, numbers, and everything else that has no docstring of ours.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,12 @@ def show_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: lis
     """The code of a kernel in the place of its docstring, which is part of it."""
     if _of_a_kernel(what, name):
         lines[:] = [".. code-block:: python", "", *textwrap.indent(inspect.getsource(obj), "   ").split("\n"), ""]
+
+
+def leave_out_the_type(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """A value has no docstring of its own, and its type's is not about it; the page has a sentence in its place."""
+    if what == "data" and [*filter(None, lines)] == [*filter(None, (inspect.getdoc(type(obj)) or "").split("\n"))]:
+        lines.clear()
 
 
 def shorten(app: Any, what: str, name: str, obj: Any, options: Any, given: str | None, returned: str | None) -> Any:
@@ -47,6 +56,7 @@ def find_by_last_name(app: Any, env: Any, node: Any, content: nodes.Node) -> nod
 
 
 def setup(app: Any) -> dict[str, bool]:
+    app.connect("autodoc-process-docstring", leave_out_the_type, priority=100)  # while it is what Python says
     app.connect("autodoc-process-docstring", show_code, priority=900)  # when it is reStructuredText
     app.connect("autodoc-process-signature", shorten)
     app.connect("missing-reference", find_by_last_name)

@@ -49,9 +49,7 @@ class Placed(Fitted):
     _dtype: str
     _units: list[int]
     _seed: int  # of the masks of dropout
-    activation: Any
-    dropout: Any
-    normalization: str | None
+    _built: dict[str, Any]  # the settings that the network was built by, whatever they are changed to since
 
     @property
     def backend_(self) -> Backend:
@@ -79,9 +77,7 @@ class Placed(Fitted):
 
     def _building(self) -> dict[str, Any]:
         return {
-            "activation": self.activation,
-            "dropout": self.dropout,
-            "normalization": self.normalization,
+            **self._built,
             "backend": self.backend_,
             "dtype": self._dtype,
         }

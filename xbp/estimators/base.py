@@ -7,7 +7,6 @@ from `random_state` exactly as scikit-learn draws them, so a training is scikit-
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -16,27 +15,25 @@ import numpy as np
 from scipy import sparse
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import check_scoring
-from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPRegressor as _OfScikitLearn
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight
 
-from ..backend import Backend
 from ..callbacks import TimeLimit
 from ..errors import NonFiniteLoss
 from ..losses import Loss
 from ..optimizers import OPTIMIZERS
 from ..training import Trainer
 from ..typing import Array
-from .arrays import Placed
-from .building import built, hidden_sizes, optimizer_of
+from .building import built, hidden_sizes, kept, optimizer_of
 from .curve import Curve
 from .following import Tasks, Told, begun, managed
+from .held_out import HeldOut, Rows, given_rows
 from .lbfgs import minimised
-from .rows import CHUNK, Shuffled, SparseBatches, followed, in_order, named_backend
+from .rows import Shuffled, SparseBatches, followed, in_order, named_backend
 from .stream import Known, known, went_on
+from .warned import warned
 
 __all__ = ["Perceptron"]
 
@@ -47,7 +44,7 @@ NON_FINITE = (
 )
 
 
-class Perceptron(Told, Placed, BaseEstimator):
+class Perceptron(Told, HeldOut, BaseEstimator):
     """Base of the two estimators; see `MLPClassifier` for what the settings mean."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -69,13 +66,8 @@ class Perceptron(Told, Placed, BaseEstimator):
     _known: Known | None
     _tasks: tuple[Tasks, ...]
     _curve: Curve
-    _held_out: tuple[Any, Any, Any] | None
 
     # --- what the two differ in -----------------------------------------------------------------------------------
-
-    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any, Any]:
-        """(X, targets, weights that the classes give or None), in scikit-learn's words where something is wrong."""
-        raise NotImplementedError
 
     def _loss(self) -> Loss:
         raise NotImplementedError
@@ -87,17 +79,6 @@ class Perceptron(Told, Placed, BaseEstimator):
     def _predicted(self, t: Any) -> int:
         """How many numbers are predicted for a row."""
         return self._outputs(t)
-
-    def _held_out_score(self, scores: Array, t: Array, w: Array | None, backend: Backend) -> float:
-        raise NotImplementedError
-
-    def _decoded(self, t: Array) -> Any:
-        """Targets as y was given, for scorers."""
-        raise NotImplementedError
-
-    def _stratified(self, t: Any) -> Any:
-        """What the split for early stopping keeps the shares of; None: nothing."""
-        return None
 
     # --- fitting --------------------------------------------------------------------------------------------------
 
@@ -120,16 +101,13 @@ class Perceptron(Told, Placed, BaseEstimator):
                              their loss is in `validation_loss_curve_`
         sample_weight_val    (N_val,), the weights of those
         """
-        if (X_val is None) != (y_val is None):
-            raise ValueError("X_val and y_val go together; only one of them is given.")
-        held_out = None if X_val is None else (X_val, y_val, sample_weight_val)
+        held_out = given_rows(X_val, y_val, sample_weight_val)
         return self._fit(X, y, sample_weight, incremental=False, held_out=held_out)
 
-    def _fit(
-        self, X: Any, y: Any, sample_weight: Any, *, incremental: bool, held_out: tuple[Any, Any, Any] | None = None
-    ) -> Self:
+    def _fit(self, X: Any, y: Any, sample_weight: Any, *, incremental: bool, held_out: Rows | None = None) -> Self:
         self._known = None
         sizes = hidden_sizes(self.hidden_layer_sizes)
+        self._check_scoring()
         first = not self.__sklearn_is_fitted__() or (not self.warm_start and not incremental)
         X, t, class_weight = self._validate_input(X, y, incremental, first)
         if sample_weight is not None:
@@ -152,7 +130,7 @@ class Perceptron(Told, Placed, BaseEstimator):
         t: Array,
         w: Array | None,
         incremental: bool,
-        held_out: tuple[Any, Any, Any] | None,
+        held_out: Rows | None,
         metadata: dict[str, Any] | None,
     ) -> None:
         context = None if incremental else begun(self, X, y, self.max_iter, metadata)
@@ -178,8 +156,18 @@ class Perceptron(Told, Placed, BaseEstimator):
         """A new network with newly drawn weights, and an empty curve."""
         self._place = followed(X) if self.backend is None else named_backend(self.backend)
         self._input_place = followed(X)
+        if self._input_place[0] not in ("numpy", self._place[0]):
+            raise ValueError(
+                f"X is an array of {self._input_place[0]} and backend={self.backend!r}: leave backend=None to compute "
+                "where X lives, or give X as a NumPy array."
+            )
         self._dtype = self.dtype or str(X.dtype).rpartition(".")[2]
         self._units = units
+        self._built = {
+            "activation": kept(self.activation),
+            "dropout": kept(self.dropout),
+            "normalization": self.normalization,
+        }
         self._model, self._names = built(units, random_state=self._random_state, **self._building())
         self._seed = self._model.seed
         self._trainer = self._resume = self._lists = None
@@ -218,11 +206,14 @@ class Perceptron(Told, Placed, BaseEstimator):
         if engine == "auto" and self.backend_.on_host:
             weights = sum(a * b for a, b in zip(self._units[:-1], self._units[1:], strict=True))
             engine = "auto" if rows * weights >= WORK else "planned"
+        if anew or (old is None and self._resume is None):
+            self._rule = self._loss(), optimizer_of(self), self.clip_norm
+        loss, optimizer, clip_norm = self._rule
         trainer = Trainer(
             self._model,
-            loss=self._loss(),
-            optimizer=optimizer_of(self) if anew or old is None else old.optimizer,
-            clip_norm=self.clip_norm,
+            loss=loss,
+            optimizer=optimizer,
+            clip_norm=clip_norm,
             engine=engine if anew or old is None else old.engine,
             penalty=float(self.alpha),
         )
@@ -235,13 +226,11 @@ class Perceptron(Told, Placed, BaseEstimator):
         self._trainer, self._resume = trainer, None
         return trainer
 
-    def _fit_stochastic(
-        self, X: Any, t: Array, w: Array | None, incremental: bool, held_out: tuple[Any, Any, Any] | None
-    ) -> None:
+    def _fit_stochastic(self, X: Any, t: Array, w: Array | None, incremental: bool, held_out: Rows | None) -> None:
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         if held_out is not None:
-            held_out = self._checked_held_out(*held_out)
+            held_out = self._checked_held_out(*held_out, t)
         elif self.early_stopping:
             X, t, w, held_out = self._split(X, t, w)
         n = X.shape[0]
@@ -255,7 +244,12 @@ class Perceptron(Told, Placed, BaseEstimator):
         self._held_out = held_out
         self._curve = curve
         if self.early_stopping:
-            trainer.keep_best()
+            curve.keep()
+            self.best_validation_score_ = (
+                -np.inf if self.best_validation_score_ is None else self.best_validation_score_
+            )
+        elif self.best_loss_ is None:  # a warm start, after a training that went by the score
+            self.best_loss_ = np.inf
         limit = () if self.time_limit is None else (TimeLimit(self.time_limit),)
         options: dict[str, Any] = {
             "epochs": 1 if incremental else self.max_iter,
@@ -274,15 +268,25 @@ class Perceptron(Told, Placed, BaseEstimator):
             self._held_out = None
             self._lists = None  # whoever looked during the training saw what is old now
             if self.early_stopping:
-                trainer.restore_best()
+                curve.restore()
+        self._say_ending(trainer, curve, incremental)
+
+    def _say_ending(self, trainer: Trainer, curve: Curve, incremental: bool) -> None:
+        """Warn of a training that was ended before its time."""
+        unfinished = self.n_iter_ == 0 and curve.noted_in_part()
         if trainer.stop_reason == "interrupted":
-            warnings.warn("Training interrupted by user.", stacklevel=4)
+            warned("Training interrupted by user.")
+        elif unfinished:
+            warned(
+                f"Training was stopped ({trainer.stop_reason}) before the end of its first epoch. Steps made: "
+                f"{unfinished}; loss_ is their mean.",
+                ConvergenceWarning,
+            )
         elif trainer.stop_reason == "epochs" and not incremental:
-            warnings.warn(
+            warned(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                 "converged yet.",
                 ConvergenceWarning,
-                stacklevel=4,
             )
 
     def _one_step(self, X: Any, y: Any) -> bool:
@@ -303,7 +307,7 @@ class Perceptron(Told, Placed, BaseEstimator):
         """Targets of a plain y (N,), or None where it has to be looked at more closely."""
         raise NotImplementedError
 
-    def _fit_lbfgs(self, X: Any, t: Array, w: Array | None, held_out: tuple[Any, Any, Any] | None) -> None:
+    def _fit_lbfgs(self, X: Any, t: Array, w: Array | None, held_out: Rows | None) -> None:
         if held_out is not None:
             raise ValueError("X_val and y_val are scored after each epoch, and solver='lbfgs' has no epochs.")
         if not minimised(self, self._ready(X.shape[0], anew=True), X, t, w):
@@ -313,71 +317,10 @@ class Perceptron(Told, Placed, BaseEstimator):
         if self.batch_size == "auto":
             return min(200, n)
         if self.batch_size > n:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
-            )
+            warned("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
         return int(np.clip(self.batch_size, 1, n))
 
-    # --- rows held out --------------------------------------------------------------------------------------------
-
-    def _split(self, X: Any, t: Array, w: Array | None) -> tuple[Any, Array, Array | None, tuple[Any, Any, Any]]:
-        """Training and held-out rows, split as scikit-learn does from the same random numbers."""
-        kept, out = train_test_split(
-            np.arange(X.shape[0]),
-            random_state=self._random_state,
-            test_size=self.validation_fraction,
-            stratify=self._stratified(t),
-        )
-        if len(out) < 2:
-            raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
-            )
-        rows = [(self._rows(X, i), self._rows(t, i), None if w is None else self._rows(w, i)) for i in (kept, out)]
-        return (*rows[0], rows[1])
-
-    def _rows(self, a: Any, index: np.ndarray) -> Any:
-        if isinstance(a, np.ndarray) or sparse.issparse(a):
-            return a[index]
-        return self.backend_.xp.take(a, self.backend_.asarray(index), axis=0)
-
-    def _checked_held_out(self, X: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
-        X, t, class_weight = self._validate_input(X, y, True, False)
-        w = None if w is None else _check_sample_weight(w, X)
-        return X, self._moved(t), self._weights(w, None if class_weight is None else class_weight)
-
-    def _scorer(self, held_out: tuple[Any, Any, Any] | None) -> Callable[[], float] | None:
-        """The score on the rows held out, as a function of no arguments."""
-        if held_out is None:
-            return None
-        X, t, w = held_out
-        if self.scoring is None:
-            return lambda: self._held_out_score(self._scores(X), t, w, self.backend_)
-        scorer, y = check_scoring(self, scoring=self.scoring), self._decoded(t)
-        weights = {} if w is None else {"sample_weight": w}
-
-        def score() -> float:
-            with warnings.catch_warnings():  # the rows held out have gone through a check that takes names off
-                warnings.filterwarnings("ignore", "X does not have valid feature names")
-                return float(scorer(self, X, y, **weights))
-
-        return score
-
-    def _note_validation(self, trainer: Trainer) -> None:
-        """Add the loss of the rows held out to their curve."""
-        if self._held_out is None:
-            return
-        X, t, w = self._held_out
-        losses, weights = [], []
-        size = CHUNK if sparse.issparse(X) else X.shape[0]
-        for first in range(0, X.shape[0], size):
-            rows = slice(first, min(first + size, X.shape[0]))
-            part = X[rows].toarray() if sparse.issparse(X) else X
-            weight = None if w is None else w[rows]
-            losses.append(trainer.evaluate(part, t[rows, ...], weight)["loss"])
-            weights.append(part.shape[0] if weight is None or size == X.shape[0] else float(self._host(weight).sum()))
-        if self.validation_loss_curve_ is None:
-            self.validation_loss_curve_ = []
-        self.validation_loss_curve_.append(float(np.average(losses, weights=weights)))
+    # --- what scikit-learn asks ---------------------------------------------------------------------------------------
 
     def _check_solver(self) -> bool:
         if self.solver not in SOLVERS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from ..backend import Backend, on_device
 from ..errors import unknown_name
 from ..initializers import Zeros
-from ..layers import Affine, BatchNorm, Dropout, Identity, Layer, LayerNorm, ReLU, Sigmoid, Tanh
+from ..interchange.scikit import ACTIVATIONS
+from ..layers import Affine, BatchNorm, Dropout, Layer, LayerNorm
 from ..layers.activations import get_activation
 from ..losses import GaussianNLL, Huber, Loss, MeanAbsoluteError, MeanSquaredError, Quantile
 from ..network import Network
@@ -20,9 +22,17 @@ from ..optimizers import OPTIMIZERS, Optimizer
 from ..typing import Array
 from .rules import AdamOfScikitLearn, Momentum, Rescaled, half_poisson_deviance
 
-__all__ = ["REGRESSION", "DrawnNetwork", "activations_of", "built", "hidden_sizes", "optimizer_of", "regression_loss"]
+__all__ = [
+    "REGRESSION",
+    "DrawnNetwork",
+    "activations_of",
+    "built",
+    "hidden_sizes",
+    "kept",
+    "optimizer_of",
+    "regression_loss",
+]
 
-ACTIVATIONS: dict[str, Layer] = {"identity": Identity(), "logistic": Sigmoid(), "tanh": Tanh(), "relu": ReLU()}
 NORMALIZATIONS = {"batch": BatchNorm, "layer": LayerNorm}
 REGRESSION = ("squared_error", "poisson", "absolute_error", "huber", "quantile", "gaussian")
 
@@ -75,22 +85,29 @@ class DrawnNetwork(Network):
 
 
 def hidden_sizes(given: Any) -> list[int]:
-    """The widths of the hidden layers. Raises `ValueError` as scikit-learn does."""
+    """The widths of the hidden layers. Raises `ValueError`, `TypeError` as scikit-learn does."""
     sizes = list(given) if hasattr(given, "__iter__") else [given]
     if np.any(np.array(sizes) <= 0):
         raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
-    return [int(size) for size in sizes]
+    return [index(size) for size in sizes]
+
+
+def kept(setting: Any) -> Any:
+    """A setting that is one for all hidden layers or one each, as no one can change it any more."""
+    if isinstance(setting, np.ndarray):
+        setting = setting.tolist()
+    return tuple(setting) if isinstance(setting, Iterable) and not isinstance(setting, str) else setting
 
 
 def activations_of(given: Any, count: int) -> list[Layer]:
     """An activation for each hidden layer, from one name or layer for all, or a sequence of them."""
-    several = isinstance(given, Sequence) and not isinstance(given, str)
+    several = isinstance(given, Iterable) and not isinstance(given, str)
     each = list(given) if several else [given] * count
     if len(each) != count:
         raise ValueError(
             f"activation has {len(each)} entries for {count} hidden layers. Give one for each, or one for all."
         )
-    return [a if isinstance(a, Layer) else ACTIVATIONS.get(a) or get_activation(a) for a in each]
+    return [a if isinstance(a, Layer) else ACTIVATIONS[a]() if a in ACTIVATIONS else get_activation(a) for a in each]
 
 
 def built(

@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import column_or_1d
-from sklearn.utils._param_validation import HasMethods, StrOptions
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 from sklearn.utils.validation import validate_data
@@ -19,12 +18,24 @@ from ..losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from ..typing import Array, Namespace
 from .arrays import placed
 from .base import Perceptron
-from .labels import Labels
+from .labels import Labels, weights_of_classes, weights_of_rows
 from .rows import float_dtypes, on_host
 from .rules import Rescaled
 from .scores import accuracy
 
 __all__ = ["MLPClassifier"]
+
+ONE_EACH = "gives each row one class, and the rows of this y may have several labels. Take loss='log_loss'."
+ONE_OUTPUT = (
+    "needs a score for each class, and this network has one output for two classes, because it was fitted with "
+    "another loss. Go on with that one, or begin anew: warm_start=False."
+)
+NOT_BALANCED = (
+    "class_weight 'balanced' is not supported for partial_fit. In order to use 'balanced' weights, use "
+    "compute_class_weight('balanced', classes=classes, y=y). In place of y you can use a large enough sample of the "
+    "full training set target to properly estimate the class frequency distributions. Pass the resulting weights as "
+    "the class_weight parameter."
+)
 
 
 class MLPClassifier(ClassifierMixin, Perceptron):
@@ -32,8 +43,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):
 
     Scikit-learn's settings, names and defaults, mean what they mean there. Beyond them, by keyword:
 
-    loss            "log_loss", or a Loss of xbp on scores of classes
-    class_weight    "balanced", or weights by label, which multiply `sample_weight`
+    loss            "log_loss", or a Loss of xbp; SoftmaxCrossEntropy() has a score for each of two classes as well
+    class_weight    "balanced", or weights by label, which multiply `sample_weight`; those of X_val too
     activation      also any activation of xbp by name, a layer such as LeakyReLU(0.1), or a sequence of them
     dropout         the probability of dropping, for all hidden layers or one each
     normalization   "batch" or "layer", before each activation
@@ -42,7 +53,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     clip_norm       the largest global norm of the gradients
     scoring         what `early_stopping` looks at: a scorer of scikit-learn's or its name; None is the accuracy
     time_limit      seconds after which training stops, between two steps
-    callbacks       of xbp.callbacks; to them an iteration of lbfgs is an epoch
+    callbacks       of xbp.callbacks; to them an iteration of lbfgs is an epoch. Of rows held out their history has
+                    "val_loss", and "val_score", where higher is better
     engine          how steps are run, see xbp.Trainer
     backend         where to compute; None is where X lives
     dtype           "float32" or "float64"; None is that of X
@@ -53,7 +65,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **Perceptron._parameter_constraints,
-        "loss": [StrOptions({"log_loss"}), HasMethods("forward")],
+        "loss": [StrOptions({"log_loss"}), Loss],
         "class_weight": [StrOptions({"balanced"}), dict, list, None],
     }
 
@@ -148,16 +160,27 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if not hasattr(self, "_labels") or (not self.warm_start and not incremental):
-            self._labels = Labels(y)
+            self._labels = Labels(y, isinstance(self.loss, SoftmaxCrossEntropy))
             self.classes_ = self._labels.classes
         else:
-            self._check_known(y)
-        class_weight = None if self.class_weight is None else compute_sample_weight(self.class_weight, y)
-        return X, self._labels.encoded(y), class_weight
+            self._check_known(y, incremental)
+        t = self._labels.encoded(y)
+        return X, t, self._class_weights(t, incremental)
 
-    def _check_known(self, y: Any) -> None:
+    def _class_weights(self, t: np.ndarray, incremental: bool) -> np.ndarray | None:
+        """Weights (N,) of rows by their classes, "balanced" ones from the rows that `fit` was given; None for none."""
+        balanced = isinstance(self.class_weight, str)
+        if not incremental:
+            self._balanced = weights_of_classes(self.class_weight, self._labels, t) if balanced else None
+        if self.class_weight is None:
+            return None
+        weights = self._balanced if balanced else weights_of_classes(self.class_weight, self._labels, t)
+        assert weights is not None  # `partial_fit` refuses what was never balanced
+        return weights_of_rows(weights, t)
+
+    def _check_known(self, y: Any, incremental: bool) -> None:
         classes = unique_labels(y)
-        if self.warm_start:
+        if self.warm_start and not incremental:  # a batch, and rows held out, need not have them all
             if set(classes) != set(self.classes_):
                 raise ValueError(
                     "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
@@ -180,8 +203,13 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         return "softmax" if self._labels.kind == "multiclass" else "logistic"
 
     def _loss(self) -> Loss:
+        if isinstance(self.loss, SoftmaxCrossEntropy) and self._labels.kind != "multiclass":
+            several = self._labels.kind == "multilabel"
+            raise ValueError(f"loss={self.loss!r} {ONE_EACH if several else ONE_OUTPUT}")
         if isinstance(self.loss, Loss):
             return self.loss
+        if self.loss != "log_loss":  # where scikit-learn was told to check no settings
+            raise TypeError(f"loss is 'log_loss' or a Loss of xbp, such as SoftmaxCrossEntropy(); it is {self.loss!r}.")
         if self._labels.kind == "multiclass":
             return SoftmaxCrossEntropy()
         k = float(self._labels.outputs)
@@ -230,9 +258,11 @@ class MLPClassifier(ClassifierMixin, Perceptron):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any) -> Self:
+        if isinstance(self.class_weight, str) and vars(self).get("_balanced") is None:
+            raise ValueError(NOT_BALANCED)
         if _check_partial_fit_first_call(self, classes):
             several = type_of_target(y).startswith("multilabel")
-            self._labels = Labels(y if several else classes)
+            self._labels = Labels(y if several else classes, isinstance(self.loss, SoftmaxCrossEntropy))
         return self._long_way(X, y, sample_weight)
 
     def _targets(self, y: np.ndarray) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..callbacks import Callback, TrainerView
 from ..training import Trainer
+from ..typing import Tree
 
 __all__ = ["Curve"]
 
@@ -29,13 +30,45 @@ class Curve(Callback):
         self._estimator, self._trainer, self.rows = estimator, trainer, n
         self._sizes = np.minimum(batch_size, n - np.arange(0, n, batch_size))
         self._score, self._stops = score, stops
+        self._value: float | None = None  # of the last score
+        self._best: Tree = {}
 
     def on_epoch_end(self, trainer: TrainerView) -> str | None:
         self._estimator._lists = None  # what somebody looked at after the last epoch is old
         loss = float(self._trainer.step_losses @ self._sizes) / self.rows
         reason = self.noted(loss)
-        self._estimator._note_validation(self._trainer)
+        # Callbacks come after this one, and find what was measured beside the loss of the epoch.
+        for name, value in (("val_loss", self._estimator._note_validation(self._trainer)), ("val_score", self._value)):
+            if value is not None:
+                self._trainer.history.setdefault(name, []).append(value)
         return reason
+
+    def noted_in_part(self) -> int:
+        """Take down the loss of an epoch that was not finished. How many steps it had; 0 leaves everything as it was.
+
+        Its steps have changed the weights, so there is a loss to tell of, though no epoch.
+        """
+        e, losses = self._estimator, self._trainer.step_losses
+        steps = len(losses)
+        if steps:
+            e.loss_ = float(losses @ self._sizes[:steps]) / int(self._sizes[:steps].sum())
+            e.best_loss_ = None if e.best_loss_ is None else min(e.loss_, e.best_loss_)
+        return steps
+
+    # --- the best weights -----------------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Remember the weights of this moment. `Trainer.keep_best` has one place, and that is the callbacks'."""
+        tree = self._trainer._snapshot()
+        self._best = {name: tree[name] for name in ("params", "buffers")}
+
+    def restore(self) -> None:
+        """Bring back what `keep` remembered, whatever callbacks have left; nothing where no epoch had a score."""
+        if self._estimator.best_validation_score_ > -np.inf:
+            self._trainer._load({**self._trainer._tree(), **self._best})
+        self._best = {}
+
+    # --- an epoch -------------------------------------------------------------------------------------------------
 
     def noted(self, loss: float) -> str | None:
         """Take down the loss of an epoch. A reason to stop, or None."""
@@ -47,7 +80,7 @@ class Curve(Callback):
         if e.verbose:
             print(f"Iteration {e.n_iter_}, loss = {loss:.8f}")
         if self._score is not None:
-            score = self._score()
+            self._value = score = self._score()
             e.validation_scores_.append(score)
             if e.verbose:
                 print(f"Validation score: {score:f}")
@@ -63,7 +96,7 @@ class Curve(Callback):
             e._no_improvement_count = e._no_improvement_count + 1 if score < e.best_validation_score_ + e.tol else 0
             if score > e.best_validation_score_:
                 e.best_validation_score_ = score
-                self._trainer.keep_best()
+                self.keep()
             return
         if self._score is not None:
             best = e.best_validation_score_

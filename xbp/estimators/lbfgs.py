@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -29,6 +28,7 @@ from ..step import Step
 from ..training import Trainer
 from ..typing import Array
 from .rows import CHUNK, chunks
+from .warned import warned
 
 __all__ = ["Iterations", "minimised"]
 
@@ -60,7 +60,7 @@ def minimised(estimator: Any, trainer: Trainer, X: Any, t: Array, w: Array | Non
             observer.on_fit_end(iterations)
     estimator.loss_, vector = iterations.best
     if iterations.stop_reason == "interrupted":
-        warnings.warn("Training interrupted by user.", stacklevel=4)
+        warned("Training interrupted by user.")
     return bool(np.isfinite(vector).all())
 
 

@@ -212,9 +212,11 @@ class MLPRegressor(RegressorMixin, Perceptron):
 
     @placed
     def predict_quantiles(self, X: Any, q: Any = None) -> Any:
-        """Quantiles (N, Q), rising from level to level; of K targets (N, K, Q).
+        """Quantiles (N, Q), rising from level to level; for loss="gaussian" of K targets (N, K, Q).
 
         q    levels between 0 and 1, for loss="gaussian"; a Quantile loss has its own
+
+        A Quantile loss gives quantiles of one target, one output for each of its levels.
 
         Quantiles that were learned apart may cross. They are put in order, which brings them no farther from the truth
         (Chernozhukov, Fernandez-Val, Galichon, "Quantile and probability curves without crossing", Econometrica 2010).
@@ -231,15 +233,20 @@ class MLPRegressor(RegressorMixin, Perceptron):
         scores = self._scores(X)
         std = self._deviations(scores, "predict_quantiles")
         levels = np.atleast_1d(np.asarray([0.1, 0.5, 0.9] if q is None else q, dtype=np.float64))
-        if levels.ndim != 1 or not ((levels > 0.0) & (levels < 1.0)).all():
-            raise ValueError(f"q must hold levels between 0 and 1; it is {q!r}.")
+        if levels.ndim != 1 or levels.size == 0 or not ((levels > 0.0) & (levels < 1.0)).all():
+            raise ValueError(
+                f"q must hold one or more levels between 0 and 1, such as [0.1, 0.5, 0.9]; it is {q!r:.200}."
+            )
         means = self._estimates(scores)
         quantiles = xp.stack([means + float(step) * std for step in ndtri(levels)], axis=2)
         return self._returned(quantiles[:, 0, :] if self.n_outputs_ == 1 else quantiles)
 
     def _levels(self) -> tuple[float, ...]:
         """The levels of a loss with several quantiles of one target; () for any other."""
-        return self.loss.q if isinstance(self.loss, Quantile) and isinstance(self.loss.q, tuple) else ()
+        loss = self.loss
+        if self.n_outputs_ > 1 or not isinstance(loss, Quantile):  # of several targets, each has a level of its own
+            return ()
+        return loss.q if isinstance(loss.q, tuple) else ()
 
     def _ranks(self) -> list[int]:
         """The place of each level among all of them."""
@@ -251,9 +258,24 @@ class MLPRegressor(RegressorMixin, Perceptron):
         return int(np.argmin(np.abs(np.asarray(self._levels()) - 0.5)))
 
     def _deviations(self, scores: Array, what: str) -> Array:
-        if scores.shape[1] != 2 * self.n_outputs_ or self._levels():
-            raise ValueError(f"{what} needs loss='gaussian', whose network says how sure it is; loss is {self.loss!r}.")
+        if not self._is_gaussian() or scores.shape[1] != 2 * self.n_outputs_:
+            raise ValueError(f"{what} needs {self._cure(what)} loss is {self.loss!r}.")
         return self.backend_.xp.exp(0.5 * scores[:, self.n_outputs_ :])
+
+    def _is_gaussian(self) -> bool:
+        return self.loss == "gaussian" or isinstance(self.loss, GaussianNLL)
+
+    def _cure(self, what: str) -> str:
+        """Which losses can answer, and where that is why, that there are several targets."""
+        if what != "predict_quantiles":
+            return "loss='gaussian', whose network says how sure it is;"
+        if self.n_outputs_ > 1:
+            return (
+                f"loss='gaussian' here, for there are {self.n_outputs_} targets: a Quantile loss then has one level "
+                "for each of them, which predict gives. For several quantiles of each, fit one estimator for each "
+                "target, as sklearn.multioutput.MultiOutputRegressor does;"
+            )
+        return "a Quantile loss with a tuple of levels, such as Quantile((0.1, 0.5, 0.9)), or loss='gaussian';"
 
     def _shaped(self, values: Array) -> Any:
         return self._returned(values[:, 0] if values.shape[1] == 1 else values)

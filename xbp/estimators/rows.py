@@ -103,9 +103,11 @@ class SparseBatches:
     ) -> None:
         self._X, self._t, self._w = sparse.csr_array(X), t, w
         self._order, self._size = order, batch_size
+        self._epoch = 0
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        order = self._order(0)
+        order = self._order(self._epoch)
+        self._epoch += 1
         for start in range(0, len(order), self._size):
             rows = order[start : start + self._size]
             batch = self._X[rows, :].toarray(), self._t[rows]

@@ -2,12 +2,14 @@
 
 Scikit-learn's checks cost more than a step of a small network. So the first call goes through all of them, and later
 ones skip them where nothing that they look at can have changed: plain arrays of the same width and dtypes, finite, with
-known labels, and the same settings. Anything else goes the long way, and gets scikit-learn's own answer.
+known labels, and the same settings. Anything else goes the long way, and gets scikit-learn's own answer. A batch whose
+loss overflows leaves the weights that it found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -15,9 +17,62 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from ..training import Trainer
+from ..typing import Tree
+from ..weights import copied
 from .curve import Curve
 
-__all__ = ["Known", "known", "went_on"]
+__all__ = ["Known", "Past", "known", "went_on"]
+
+LEAST = 2**20  # bytes of batches that are kept in any case
+
+
+class Past:
+    """The weights of some steps ago and the batches since, from which the start of a step is made again.
+
+    A step is done in the place of the weights before, and copying all of them before each one would take as long as a
+    small step does. A batch is smaller than that, so it is what is copied, until batches outweigh the weights.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer: Any = trainer  # on the host, so its arrays are NumPy's
+        self._start: tuple[Tree, int] | None = None  # arrays, and how many steps had made them
+        self._since: list[tuple[np.ndarray, np.ndarray, Any]] = []  # x, t and the rate, or its schedule
+        self._room = 0
+
+    def step(self, X: np.ndarray, t: np.ndarray) -> float:
+        """The loss of the step. Where it is not finite, the step has been taken back."""
+        trainer, rate = self._trainer, self._trainer._scalars.lr
+        fresh = (trainer._snapshot(), trainer.steps) if self._room <= 0 else None
+        loss = float(trainer.step(X, t))
+        if not math.isfinite(loss):
+            self._take_back(fresh, rate)
+            return loss
+        if fresh is not None:  # not before its loss is known to be finite
+            self._start, self._since = fresh, []
+            self._room = max(4 * sum(a.nbytes for part in fresh[0].values() for a in part.values()), LEAST)
+        self._since.append((X.copy(), t, rate))
+        self._room -= X.nbytes + t.nbytes
+        return loss
+
+    def _take_back(self, fresh: tuple[Tree, int] | None, rate: Any) -> None:
+        """To before the step that failed, or before the last one where that has spoilt the weights already."""
+        start = self._start or fresh
+        assert start is not None  # without a start there is no room, and a fresh one has been made
+        self._repeat(start, self._since)
+        if self._since:
+            X, t, _ = self._since[-1]
+            if not math.isfinite(self._trainer.evaluate(X, t)["loss"]):
+                self._since.pop()
+                self._repeat(start, self._since)
+        self._trainer._scalars.lr = rate
+
+    def _repeat(self, start: tuple[Tree, int], batches: Iterable[tuple[np.ndarray, np.ndarray, Any]]) -> None:
+        tree, steps = start
+        self._trainer._load({section: copied(arrays, self._trainer.backend) for section, arrays in tree.items()})
+        self._trainer.steps = steps
+        for X, t, rate in batches:
+            self._trainer._scalars.lr = rate
+            self._trainer.step(X, t)
 
 
 class Known(NamedTuple):
@@ -29,6 +84,7 @@ class Known(NamedTuple):
     settings: tuple[Any, ...]
     trainer: Trainer
     curve: Curve
+    past: Past
 
 
 def known(estimator: Any, X: Any, y: Any, trainer: Trainer, curve: Curve) -> Known | None:
@@ -39,11 +95,13 @@ def known(estimator: Any, X: Any, y: Any, trainer: Trainer, curve: Curve) -> Kno
         return None
     if hasattr(estimator, "feature_names_in_") or getattr(estimator, "class_weight", None) is not None:
         return None  # scikit-learn warns of names that are missing
-    return Known(X.shape[1], X.dtype, y.dtype, _settings(estimator), trainer, curve)
+    return Known(X.shape[1], X.dtype, y.dtype, _settings(estimator), trainer, curve, Past(trainer))
 
 
 def went_on(estimator: Any, X: Any, y: Any, targets: Callable[[np.ndarray], np.ndarray | None]) -> float | None:
     """The loss of the step that was made; None where the batch has to go the long way.
+
+    A loss that is not finite is that of a step which has been taken back, and is not written down.
 
     targets    from y to what the loss takes; None where y cannot be taken unchecked
     """
@@ -66,10 +124,15 @@ def went_on(estimator: Any, X: Any, y: Any, targets: Callable[[np.ndarray], np.n
         return None
     if estimator.shuffle and type(estimator.random_state) is not int:
         check_random_state(estimator.random_state).shuffle(np.arange(n))  # what scikit-learn takes from it
-    loss = float(before.trainer.step(X, t))
     estimator.n_iter_ = 0
-    before.curve.rows = n
-    before.curve.noted(loss)
+    try:
+        loss = before.past.step(X, t)
+    except BaseException:  # whether the step was made is not known here, so the next batch begins anew
+        estimator._known = None
+        raise
+    if math.isfinite(loss):
+        before.curve.rows = n
+        before.curve.noted(loss)
     return loss
 
 

@@ -15,16 +15,19 @@ from ..backend import Backend
 from ..errors import ExchangeError, ShapeError
 from ..layers import Affine, Dropout, Identity, Layer, ReLU, Sigmoid, Softmax, Tanh
 from ..libraries import need
-from ..losses import Loss, PoissonNLL, SigmoidCrossEntropy, SoftmaxCrossEntropy
+from ..losses import Loss, MeanSquaredError, PoissonNLL, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from ..model import Model
 from ..network import Network
 from ..training import Trainer
-from .source import has_network
+from .source import HasNetwork, has_network, model_of
 
 __all__ = ["from_sklearn", "to_sklearn"]
 
 ACTIVATIONS: dict[str, type[Layer]] = {"identity": Identity, "logistic": Sigmoid, "relu": ReLU, "tanh": Tanh}
 OUTPUTS: dict[str, type[Layer] | None] = {"identity": None, "logistic": Sigmoid, "softmax": Softmax}
+MEANINGS: dict[str, type[Loss]] = {
+    "identity": MeanSquaredError, "exp": PoissonNLL, "logistic": SigmoidCrossEntropy, "softmax": SoftmaxCrossEntropy
+}  # fmt: skip
 
 
 class _Chain(NamedTuple):
@@ -37,21 +40,24 @@ class _Chain(NamedTuple):
 
 
 def to_sklearn(
-    model: Network | Trainer, *, loss: Loss | None = None, classes: Sequence[Any] | np.ndarray | None = None
+    model: Network | Trainer | HasNetwork,
+    *,
+    loss: Loss | None = None,
+    classes: Sequence[Any] | np.ndarray | None = None,
 ) -> Any:
-    """A fitted MLPClassifier or MLPRegressor with the weights of a network, copied to the host.
+    """A fitted MLPClassifier or MLPRegressor of scikit-learn's with the weights of a network, copied to the host.
 
+    model      a Network, the Trainer of one, or a fitted estimator of `xbp.estimators`
     loss       what the scores mean: the softmax of `SoftmaxCrossEntropy`, the sigmoid of `SigmoidCrossEntropy`, numbers
-               for the rest. A Trainer knows; a network that ends in Softmax or Sigmoid says it by that
+               for the rest. A Trainer and an estimator know; a network that ends in Softmax or Sigmoid says it by that
     classes    the names of the classes; None takes `metadata["classes"]`, or 0, 1, ...
 
     Two scores with a softmax become the one column that scikit-learn has for two classes. Dropout is left out, as in
     prediction. The optimiser is not passed on: `partial_fit` begins with a new one.
     Raises `ExchangeError` for layers that these estimators do not have, `ShapeError` for classes that do not fit.
     """
-    trainer = model if isinstance(model, Trainer) else None
-    network = model.model if isinstance(model, Trainer) else model
-    loss = trainer.loss if trainer is not None and loss is None else loss
+    network, meant, losses, epochs = _opened(model)
+    loss = meant if loss is None else loss
     chain = _read(network)
     output = _output(chain.end, loss)
     if output == "softmax" and chain.intercepts[-1].shape[0] < 3:
@@ -72,11 +78,10 @@ def to_sklearn(
         estimator.partial_fit(x, labels, classes=np.arange(width) if labels.ndim == 2 else names)
     # The one step on a row of zeros was there to make everything that a fitted estimator has; none of it stays.
     del estimator._optimizer
-    losses = [] if trainer is None else list(trainer.history.get("loss", ()))
     estimator.coefs_, estimator.intercepts_ = chain.coefs, chain.intercepts
     estimator.loss_curve_, estimator.loss_ = losses, losses[-1] if losses else float("nan")
     estimator.best_loss_ = min(losses, default=float("inf"))
-    estimator.n_iter_, estimator.t_ = 0 if trainer is None else trainer.epoch, 0
+    estimator.n_iter_, estimator.t_ = epochs, 0
     return estimator
 
 
@@ -124,6 +129,27 @@ def _chained(estimator: Any) -> Network:
     for i, (W, b) in enumerate(zip(estimator.coefs_, estimator.intercepts_, strict=True)):
         network.params.update_checked({f"{2 * i}.W": W, f"{2 * i}.b": b})
     return network
+
+
+def _opened(given: Any) -> tuple[Model, Loss | None, list[float], int]:
+    """The network, the loss as far as that is known, and the losses and number of the epochs behind it."""
+    if isinstance(given, Trainer):
+        return given.model, given.loss, list(given.history.get("loss", ())), given.epoch
+    if isinstance(given, Model):
+        return given, None, [], 0
+    if hasattr(given, "hidden_layer_sizes") and not has_network(given):
+        raise ExchangeError(
+            f"This {type(given).__name__} is one of scikit-learn's already. to_sklearn takes a Network, a Trainer, or "
+            "an estimator of xbp.estimators."
+        )
+    network = model_of(given, "to_sklearn")
+    width = network.params[list(network.params)[-1]].shape[0]
+    if width != given.n_outputs_:
+        raise ExchangeError(
+            f"The network of this {type(given).__name__} with loss={given.loss!r} has {width} outputs for "
+            f"{given.n_outputs_} predicted numbers. scikit-learn's estimators have one for each."
+        )
+    return network, MEANINGS[given.out_activation_](), list(getattr(given, "loss_curve_", ())), given.n_iter_
 
 
 def _read(network: Model) -> _Chain:
