@@ -91,3 +91,14 @@ def bench(monkeypatch):
     for name in set(sys.modules) - before:
         if (folder / f"{name}.py").exists():
             del sys.modules[name]
+
+
+@pytest.fixture
+def dispatch():
+    """scikit-learn, told to leave arrays in their own library."""
+    sklearn = pytest.importorskip("sklearn", reason="the estimators need scikit-learn: pip install 'xbp[sklearn]'")
+    try:
+        with sklearn.config_context(array_api_dispatch=True):
+            yield
+    except RuntimeError as error:
+        pytest.skip(f"SciPy was imported without SCIPY_ARRAY_API=1: {error}")

@@ -16,7 +16,10 @@ from sklearn.datasets import load_diabetes, load_iris
 import xbp
 from xbp.estimators import MLPClassifier, MLPRegressor
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.usefixtures("dispatch"),
+]
 
 X, Y = load_iris(return_X_y=True)
 WORDS = np.array(["setosa", "versicolor", "virginica"])[Y]
@@ -24,15 +27,6 @@ A, B = load_diabetes(return_X_y=True)
 A, B = A * 20, B / 100
 EPOCHS = 4
 FAST = {"random_state": 0, "max_iter": EPOCHS, "hidden_layer_sizes": (6,)}
-
-
-@pytest.fixture(autouse=True)
-def dispatch():
-    try:
-        with sklearn.config_context(array_api_dispatch=True):
-            yield
-    except RuntimeError as error:
-        pytest.skip(f"SciPy was imported without SCIPY_ARRAY_API=1: {error}")
 
 
 class Space:

@@ -20,7 +20,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.class_weight import compute_sample_weight
 
 import xbp
-from xbp.estimators import MLPClassifier
+from xbp.estimators import MLPClassifier, MLPRegressor
 from xbp.interchange import from_sklearn
 from xbp.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 
@@ -238,3 +238,18 @@ def test_activations_and_dropout_may_be_arrays():
         np.testing.assert_array_equal(given.predict_proba(X), named.predict_proba(X))
     with pytest.raises(ValueError, match="activation has 1 entries for 2 hidden layers"):
         MLPClassifier(activation=np.array(["relu"]), **FAST).fit(X, Y)
+
+
+@pytest.mark.parametrize("loss", ["poisson", "gaussian", "squared_error", xbp.Quantile((0.1, 0.5, 0.9))])
+@pytest.mark.parametrize("later", ["poisson", "squared_error", "gaussian", xbp.Quantile((0.2, 0.8))])
+def test_a_loss_that_is_set_after_the_fit_changes_no_prediction(loss, later):
+    rng = np.random.default_rng(0)
+    A, b = rng.normal(size=(60, 4)), rng.uniform(0.5, 2.0, 60)
+    model = MLPRegressor(hidden_layer_sizes=(5,), loss=loss, max_iter=3, random_state=0).fit(A, b)
+    before = model.predict(A), model.input_gradients(A)
+    model.set_params(loss=later)
+    for changed in (model, pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(changed.predict(A), before[0])
+        np.testing.assert_array_equal(changed.input_gradients(A), before[1])
+    direct = MLPRegressor(hidden_layer_sizes=(5,), loss=later, max_iter=3, random_state=0).fit(A, b)
+    np.testing.assert_array_equal(model.fit(A, b).predict(A), direct.predict(A))

@@ -22,7 +22,10 @@ from sklearn.datasets import load_iris
 import xbp
 from xbp.estimators import MLPClassifier, MLPRegressor
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.usefixtures("dispatch"),
+]
 
 X, Y = load_iris(return_X_y=True)
 WORDS, TWO = np.array(["a", "b", "c"])[Y], np.array(["a", "b"])[(Y == 1) * 1]
@@ -32,15 +35,6 @@ EPOCHS = 3
 FAST = {"random_state": 0, "max_iter": EPOCHS, "hidden_layer_sizes": (6,)}
 START = 4  # initial values of two matrices and two vectors
 EPOCH = 2  # the order of the rows, and the rates
-
-
-@pytest.fixture(autouse=True)
-def dispatch():
-    try:
-        with sklearn.config_context(array_api_dispatch=True):
-            yield
-    except RuntimeError as error:
-        pytest.skip(f"SciPy was imported without SCIPY_ARRAY_API=1: {error}")
 
 
 @pytest.fixture(params=["strict:device1", "torch"])

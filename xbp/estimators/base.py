@@ -63,6 +63,7 @@ class Perceptron(Told, HeldOut, BaseEstimator):
         "dtype": [Options(str, {"float32", "float64"}), None],
     }
 
+    loss: str | Loss
     _known: Known | None
     _tasks: tuple[Tasks, ...]
     _curve: Curve
@@ -163,6 +164,7 @@ class Perceptron(Told, HeldOut, BaseEstimator):
             )
         self._dtype = self.dtype or str(X.dtype).rpartition(".")[2]
         self._units = units
+        self._fitted_loss = self.loss
         self._built = {
             "activation": kept(self.activation),
             "dropout": kept(self.dropout),
@@ -208,6 +210,7 @@ class Perceptron(Told, HeldOut, BaseEstimator):
             engine = "auto" if rows * weights >= WORK else "planned"
         if anew or (old is None and self._resume is None):
             self._rule = self._loss(), optimizer_of(self), self.clip_norm
+            self._fitted_loss = self.loss  # which says what scores mean, whatever is set later
         loss, optimizer, clip_norm = self._rule
         trainer = Trainer(
             self._model,

@@ -14,8 +14,11 @@ from sklearn.utils.validation import validate_data
 
 from ..backend import Backend
 from ..functions import log_softmax, sigmoid, softmax
+from ..kernels import sigmoid as sigmoid_kernel
+from ..kernels import softmax as softmax_kernel
+from ..kernels import softplus as softplus_kernel
 from ..losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy
-from ..typing import Array, Namespace
+from ..typing import Array
 from .arrays import placed
 from .base import Perceptron
 from .labels import Labels, weights_of_classes, weights_of_rows
@@ -237,12 +240,11 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         xp: Any = self.backend_.xp
         chances = self._chances(scores)
         if self._labels.kind == "binary":
-            rise = chances * (1.0 - chances)
+            rise = sigmoid_kernel.backward(xp.ones_like(chances), chances, xp=xp)
             return [-rise, rise]
         columns = xp.eye(int(scores.shape[1]), dtype=scores.dtype, device=self.backend_.device)
-        if self._labels.kind == "multilabel":
-            return [chances * (1.0 - chances) * columns[k, :] for k in range(columns.shape[0])]
-        return [chances[:, k : k + 1] * (columns[k, :] - chances) for k in range(columns.shape[0])]
+        kernel = sigmoid_kernel if self._labels.kind == "multilabel" else softmax_kernel
+        return [kernel.backward(columns[k, :], chances, xp=xp) for k in range(columns.shape[0])]
 
     @available_if(lambda estimator: estimator._check_solver())
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
@@ -307,13 +309,9 @@ class MLPClassifier(ClassifierMixin, Perceptron):
             return self._returned(log_softmax(scores))
         if self._labels.kind == "binary":
             return self._returned(log_softmax(xp.concat([xp.zeros_like(scores), scores], axis=1)))
-        return self._returned(_log_sigmoid(scores, xp))
+        return self._returned(-softplus_kernel.forward(-scores, beta=1.0, xp=xp)[0])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
-
-
-def _log_sigmoid(scores: Array, xp: Namespace) -> Array:
-    return -(xp.maximum(-scores, 0.0) + xp.log1p(xp.exp(-xp.abs(scores))))

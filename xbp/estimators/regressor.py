@@ -162,7 +162,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
         return "exp" if self._counts() else "identity"
 
     def _counts(self) -> bool:
-        return self.loss == "poisson" or isinstance(self.loss, PoissonNLL)
+        return self._fitted_loss == "poisson" or isinstance(self._fitted_loss, PoissonNLL)
 
     def _held_out_score(self, scores: Array, t: Array, w: Array | None, backend: Backend) -> float:
         return r2(self._estimates(scores), t, w, backend)
@@ -226,7 +226,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
         if self._levels():
             if q is not None:
                 raise ValueError(
-                    f"The levels of the quantiles are those of the loss, {self.loss}; q= is given besides."
+                    f"The levels of the quantiles are those of the loss, {self._fitted_loss}; q= is given besides."
                 )
             ordered = xp.sort(self._scores(X), axis=1)
             return self._returned(xp.stack([ordered[:, rank] for rank in self._ranks()], axis=1))
@@ -243,7 +243,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
 
     def _levels(self) -> tuple[float, ...]:
         """The levels of a loss with several quantiles of one target; () for any other."""
-        loss = self.loss
+        loss = self._fitted_loss
         if self.n_outputs_ > 1 or not isinstance(loss, Quantile):  # of several targets, each has a level of its own
             return ()
         return loss.q if isinstance(loss.q, tuple) else ()
@@ -259,11 +259,11 @@ class MLPRegressor(RegressorMixin, Perceptron):
 
     def _deviations(self, scores: Array, what: str) -> Array:
         if not self._is_gaussian() or scores.shape[1] != 2 * self.n_outputs_:
-            raise ValueError(f"{what} needs {self._cure(what)} loss is {self.loss!r}.")
+            raise ValueError(f"{what} needs {self._cure(what)} loss is {self._fitted_loss!r}.")
         return self.backend_.xp.exp(0.5 * scores[:, self.n_outputs_ :])
 
     def _is_gaussian(self) -> bool:
-        return self.loss == "gaussian" or isinstance(self.loss, GaussianNLL)
+        return self._fitted_loss == "gaussian" or isinstance(self._fitted_loss, GaussianNLL)
 
     def _cure(self, what: str) -> str:
         """Which losses can answer, and where that is why, that there are several targets."""
